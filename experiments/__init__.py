@@ -1,0 +1,1 @@
+"""One module per question, each with a frozen ``Config`` and ``main(config)`` that fills a run directory; here formula meets sampler."""

@@ -1,0 +1,150 @@
+"""A run is a directory: ``config.json``, ``env.json``, ``metrics.jsonl``, result files, and ``DONE`` last.
+
+The directory's name holds a hash of the configuration, so the same question asked again finds its answer: a finished run is not computed
+twice, an unfinished one continues from its recorded rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NOT_IDENTITY = ("runs_dir", "quiet")  # fields that say where and how loudly, not what
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run directory. ``config`` is its configuration as plain values."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def done(self) -> bool:
+        """Whether the run finished."""
+        return (self.path / "DONE").exists()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All complete lines of ``metrics.jsonl``; a line cut short by a crash is dropped."""
+        return read_rows(self.path)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def write(self, name: str, value: Any) -> None:
+        """Write ``value`` as JSON, atomically."""
+        write_json(self.path / name, value)
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file of this run."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def finish(self) -> None:
+        """Mark the run as complete."""
+        (self.path / "DONE").touch()
+
+
+def start(question: str, label: str, config: Any) -> Run:
+    """Open the run of ``config`` (a dataclass with ``runs_dir``), creating its directory, configuration and environment.
+
+    Rows of an unfinished run stay; a line that was cut short is removed so that new rows start on a line of their own.
+    """
+    values = plain(config)
+    identity = {k: v for k, v in values.items() if k not in NOT_IDENTITY}
+    digest = hashlib.sha256(json.dumps([question, identity], sort_keys=True).encode()).hexdigest()[:8]
+    path = Path(config.runs_dir) / f"{question}-{label}-{digest}"
+    path.mkdir(parents=True, exist_ok=True)
+    run = Run(path, values)
+    if not run.done:
+        write_json(path / "config.json", {"question": question, **values})
+        write_json(path / "env.json", environment())
+        kept = run.rows()
+        if kept:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            _atomic(path / "metrics.jsonl", text)
+    return run
+
+
+def load(path: Path) -> Run:
+    """Open an existing run. Raises ``ValueError`` when ``path`` is not a finished run directory."""
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path} is not a run directory (no config.json)")
+    if not (path / "DONE").exists():
+        raise ValueError(f"{path} is an unfinished run; the command in its env.json continues it")
+    return Run(path, json.loads((path / "config.json").read_text(encoding="utf-8")))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of ``path``/metrics.jsonl."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides its configuration: code version, library versions, device, command line."""
+    return {
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+@contextmanager
+def progress(total: int, description: str, quiet: bool = False) -> Iterator[Any]:
+    """A tqdm bar on standard error that is silent when ``quiet`` or when nobody is watching."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=description, disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True, leave=False) as bar:
+        yield bar
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to ``path``, atomically."""
+    _atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def _atomic(path: Path, text: str) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,9 @@
+"""Exact statements about low-rank gradient estimators, in float64 numpy. No torch, no sampling.
+
+One module per law (``mean``, ``second_moment``, ``trace_weighted_mean``), and what follows from the moments: ``mse``, ``optimal``,
+``dynamics``, ``feedback``.
+"""
+
+from theory.moments import STEMS, Moments, moments
+
+__all__ = ["STEMS", "Moments", "moments"]
