@@ -13,7 +13,7 @@ from estimators.haar_stiefel import HaarStiefel
 from estimators.ipa import ipa
 from estimators.law import Law
 from estimators.lr import lr
-from estimators.measure import Estimate, Measurement, measure, measure_estimates
+from estimators.measure import Estimate, Measurement, Population, measure, measure_estimates
 from estimators.rademacher import Rademacher
 from estimators.sketch import estimate, lift, on_left, sketch
 from estimators.sparse_sign import SparseSign
@@ -43,10 +43,11 @@ __all__ = [
     "Estimate",
     "FixedBasis",
     "Gaussian",
-    "Hadamard",
     "HaarStiefel",
+    "Hadamard",
     "Law",
     "Measurement",
+    "Population",
     "Rademacher",
     "SparseSign",
     "SpectralSampling",

@@ -34,7 +34,7 @@ def inclusion_probabilities(sigma: Float[Tensor, "*layers n"], rank: int, floor:
     raw = high.exp() * root
     saturated, floored = raw >= 1, raw <= lowest
     free = ~(saturated | floored)
-    mass = rank - saturated.sum(-1, keepdim=True) - lowest * floored.sum(-1, keepdim=True)
+    mass = rank - saturated.double().sum(-1, keepdim=True) - lowest * floored.double().sum(-1, keepdim=True)
     factor = mass / torch.where(free, root, 0.0).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     pi = torch.where(saturated, 1.0, torch.where(floored, lowest, (factor * root).clamp(lowest, 1)))
     missing = (rank - pi.sum(-1, keepdim=True)).clamp_min(0)
@@ -42,9 +42,7 @@ def inclusion_probabilities(sigma: Float[Tensor, "*layers n"], rank: int, floor:
     return torch.where(positive, pi, pi + missing / zeros)
 
 
-def systematic(
-    pi: Float[Tensor, "*layers n"], rank: int, batch: tuple[int, ...], generator: torch.Generator
-) -> Int[Tensor, "*draws r"]:
+def systematic(pi: Float[Tensor, "*layers n"], rank: int, batch: tuple[int, ...], generator: torch.Generator) -> Int[Tensor, "*draws r"]:
     """Madow's design, J of shape (*batch, *layers, r), ascending: one uniform u a draw, units whose [C_{i−1}, C_i) holds u + j."""
     layers = pi.shape[:-1]
     upper = pi.double().cumsum(-1)
@@ -55,9 +53,7 @@ def systematic(
     return J.clamp_max(pi.shape[-1] - 1)
 
 
-def pivotal(
-    pi: Float[Tensor, "*layers n"], rank: int, batch: tuple[int, ...], generator: torch.Generator
-) -> Int[Tensor, "*draws r"]:
+def pivotal(pi: Float[Tensor, "*layers n"], rank: int, batch: tuple[int, ...], generator: torch.Generator) -> Int[Tensor, "*draws r"]:
     """The ordered pivotal design, J of shape (*batch, *layers, r), ascending: the live unit duels the next, one of them is decided.
 
     A duel of values a and π_j: below 1 together, the loser is rejected and the winner goes on with the sum; otherwise the winner is selected

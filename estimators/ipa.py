@@ -16,9 +16,7 @@ from torch import Tensor
 from estimators.sketch import lift
 
 
-def ipa(
-    loss: Callable[[Tensor], Tensor], W: Float[Tensor, "m n"], V: Float[Tensor, "*batch n r"]
-) -> Float[Tensor, "*batch m r"]:
+def ipa(loss: Callable[[Tensor], Tensor], W: Float[Tensor, "m n"], V: Float[Tensor, "*batch n r"]) -> Float[Tensor, "*batch m r"]:
     """The sketch ĜV of the gradient of ``loss`` at W, by automatic differentiation through B.
 
     ``loss`` maps weights (*batch, m, n) to values (*batch). Raises ``ValueError`` when W and V do not fit or W is not finite.

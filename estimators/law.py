@@ -89,9 +89,7 @@ def scale(n: int, rank: int, c: float) -> float:
     return math.sqrt(c * n / rank)
 
 
-def uniform_subset(
-    n: int, rank: int, batch: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Int[Tensor, "*batch r"]:
+def uniform_subset(n: int, rank: int, batch: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Int[Tensor, "*batch r"]:
     """Uniform r-subsets of {0 … n−1} in uniform random order: the r largest of n independent uniforms."""
     keys = torch.rand(*batch, n, generator=generator, device=device, dtype=torch.float64)
     return keys.topk(rank, dim=-1).indices

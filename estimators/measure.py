@@ -75,9 +75,27 @@ class Measurement:
     mean: Float[Tensor, "m n"] | None  # mean estimate over all draws
 
 
+class Population:
+    """N equally likely gradients and what every measurement on them needs: their mean g and the chances to draw each with.
+
+    ``gradients``: (m, n) for one matrix, or (N, m, n). Raises ``ValueError`` for another shape or non-finite entries.
+    """
+
+    def __init__(self, gradients: Float[Tensor, "*population m n"]) -> None:
+        if gradients.ndim not in (2, 3) or gradients.numel() == 0:
+            raise ValueError(f"Population: gradients must be (m, n) or (N, m, n), got {tuple(gradients.shape)}")
+        check_finite("Population", "gradients", gradients)
+        self.gradients = gradients if gradients.ndim == 3 else gradients.unsqueeze(0)
+        self.mean = self.gradients.mean(0)
+        # nine tenths in proportion to ‖Ĝ_i‖², one tenth uniform so that no weight exceeds 10
+        size = torch.stack([G.double().square().sum() for G in self.gradients])
+        uniform = torch.full_like(size, 1 / len(size))
+        self.chance = 0.9 * size / size.sum() + 0.1 * uniform if bool(size.sum() > 0) else uniform
+
+
 def measure(
     law: Law,
-    gradients: Float[Tensor, "*population m n"],
+    gradients: Float[Tensor, "*population m n"] | Population,
     draws: int,
     *,
     generator: torch.Generator,
@@ -86,30 +104,33 @@ def measure(
 ) -> Measurement:
     """Measure the IPA estimate ĜVVᵀ of g over ``draws`` independent pairs (Ĝ, V).
 
-    ``gradients``: one matrix (m, n), or N equally likely ones (N, m, n) whose mean is g and of which each draw takes one at random. Their dtype
-    is the dtype of the arithmetic. ``track_mean``: also form the mean estimate, and from it squared bias and variance.
+    ``gradients``: one matrix (m, n), or N equally likely ones (N, m, n) whose mean is g, or a ``Population`` of them. Each draw takes Ĝ_i with a probability that grows with
+    ‖Ĝ_i‖² and weighs it by its inverse, which leaves every mean as it is and keeps a few large mini-batches from ruling the standard
+    error. Their dtype is the dtype of the arithmetic. ``track_mean``: also form the mean estimate, and from it squared bias and variance.
     Raises ``ValueError`` for shapes that do not fit the law, non-finite gradients, or fewer than 2 draws.
     """
-    if gradients.ndim not in (2, 3) or gradients.shape[-1] != law.n:
-        raise ValueError(f"measure({law}): gradients must be (m, {law.n}) or (N, m, {law.n}), got {tuple(gradients.shape)}")
-    check_finite(f"measure({law})", "gradients", gradients)
-    population = gradients if gradients.ndim == 3 else gradients.unsqueeze(0)
-    count, m, n = population.shape
-    g = population.mean(0)
+    population = gradients if isinstance(gradients, Population) else Population(gradients)
+    stack, g, chance = population.gradients, population.mean, population.chance
+    count, m, n = stack.shape
+    if n != law.n:
+        raise ValueError(f"measure({law}): gradients must have {law.n} columns, got (m, n) = {(m, n)}")
     collector = _Collector(g, draws, track_mean)
-    numbers = 3 * n * law.rank + 2 * m * law.rank + 2 * law.rank**2 + (m * n if count > 1 else 0)
-    for size in collector.chunks(max(1, budget_bytes // (numbers * gradients.element_size()))):
-        V = law.sample(size, generator=generator, device=gradients.device, dtype=gradients.dtype)
-        target = sketch(g, V)
-        if count > 1:
-            index = torch.randint(count, (size,), generator=generator, device=gradients.device)
-            B = sketch(population[index], V)
-        else:
-            B = target
+    numbers = 3 * n * law.rank + 2 * m * law.rank + 2 * law.rank**2
+    for size in collector.chunks(max(1, budget_bytes // (numbers * stack.element_size()))):
+        V = law.sample(size, generator=generator, device=stack.device, dtype=stack.dtype)
+        columns = V.transpose(0, 1).reshape(n, -1)  # (n, draws·r): one product sketches many draws
+        target = B = sketch(g, columns)
+        weight = torch.ones(size, device=stack.device, dtype=stack.dtype)
+        if count > 1:  # draws are exchangeable, so those of one mini-batch may stand together: one product each, no copy of Ĝ
+            taken = torch.multinomial(chance, size, replacement=True, generator=generator).bincount(minlength=count)
+            parts = columns.split((taken * law.rank).tolist(), dim=1)
+            B = torch.cat([sketch(G, part) for G, part in zip(stack, parts, strict=True) if part.shape[1]], dim=1)
+            weight = (1 / (count * chance)).repeat_interleave(taken).to(stack.dtype)
+        inner = (B * target).view(m, size, -1).sum((0, 2))
+        B = B.view(m, size, -1).transpose(0, 1)
         square = ((B.mT @ B) * (V.mT @ V)).sum((-2, -1))
-        inner = (B * target).sum((-2, -1))
-        total = torch.einsum("dmr,dnr->mn", B, V) if track_mean else None
-        collector.update(square, inner, total)
+        total = torch.einsum("dmr,dnr->mn", B * weight[:, None, None], V) if track_mean else None
+        collector.update(square, inner, total, weight)
     return collector.result()
 
 
@@ -128,7 +149,8 @@ def measure_estimates(
         estimates = draw(size, generator)
         if estimates.shape != (size, *target.shape):
             raise ValueError(f"measure_estimates: draw({size}) gave {tuple(estimates.shape)}, expected {(size, *target.shape)}")
-        collector.update(estimates.square().sum((-2, -1)), (estimates * target).sum((-2, -1)), estimates.sum(0))
+        square, inner = estimates.square().sum((-2, -1)), (estimates * target).sum((-2, -1))
+        collector.update(square, inner, estimates.sum(0), torch.ones_like(square))
     return collector.result()
 
 
@@ -142,7 +164,7 @@ class _Collector:
         self.signal = float(self.target.square().sum())
         self.draws = draws
         self.statistics = Running()
-        groups = min(GROUPS, draws)
+        groups = min(GROUPS, draws) if track_mean else 1
         self.sizes = [draws // groups + (k < draws % groups) for k in range(groups)]
         self.group = 0
         self.sums = self.target.new_zeros(groups, *target.shape) if track_mean else None
@@ -154,8 +176,9 @@ class _Collector:
             for start in range(0, size, largest):
                 yield min(largest, size - start)
 
-    def update(self, square: Tensor, inner: Tensor, total: Tensor | None) -> None:
-        square, inner = square.double(), inner.double()
+    def update(self, square: Tensor, inner: Tensor, total: Tensor | None, weight: Tensor) -> None:
+        """Add draws: ‖estimate‖² and ⟨estimate, g⟩ (draws,), their weighted sum of estimates (m, n), their weights (draws,)."""
+        square, inner = square.double() * weight, inner.double() * weight
         mse = square - 2 * inner + self.signal
         self.statistics.update(torch.stack([mse, square, inner], dim=1))
         self.group_mse[self.group] += float(mse.sum()) / self.sizes[self.group]

@@ -32,8 +32,6 @@ def estimate(G: Float[Tensor, "*batch m n"], V: Float[Tensor, "*batch2 n r"]) ->
     return lift(sketch(G, V), V)
 
 
-def on_left(
-    estimator: Callable[[Tensor, Tensor], Tensor], G: Float[Tensor, "*batch m n"], U: Float[Tensor, "*batch2 m r"]
-) -> Tensor:
+def on_left(estimator: Callable[[Tensor, Tensor], Tensor], G: Float[Tensor, "*batch m n"], U: Float[Tensor, "*batch2 m r"]) -> Tensor:
     """The same estimator on the rows: ``on_left(estimate, G, U)`` is UUᵀG, with U m×r."""
     return estimator(G.mT, U).mT

@@ -24,9 +24,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and owners[id(module.weight)] == 1
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and owners[id(module.weight)] == 1}
 
 
 def populations(

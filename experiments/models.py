@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from typing import Any
 
@@ -91,9 +93,9 @@ def smollm2() -> tuple[nn.Module, np.ndarray]:
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars do not ask whether anyone is watching
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     _, held_out = data.documents()
     encoded = tokenizer(held_out, add_special_tokens=False)["input_ids"]
     stream = np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int64) for ids in encoded])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from estimators import LAWS, keyed, measure
+from estimators import LAWS, Population, keyed, measure
 from estimators.law import Law, Spectrum
 from experiments import data, models, runs, synthetic
 from experiments.gradients import Statistics, linear_layers, populations, statistics
@@ -26,6 +27,13 @@ from experiments.verdict import Check, Verdict, check_estimator, check_law, exac
 from theory import mse, optimal
 
 __all__ = ["Check", "Config", "Verdict", "check_estimator", "check_law", "main"]
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {  # what a model of that size affords on two cores
+    "synthetic": {"sequences": 8, "draws": 256, "layer_resolution": 1.0, "model_resolution": 0.1},
+    "tiny": {"sequences": 8, "draws": 256, "layer_resolution": 1.0, "model_resolution": 0.1},
+    "smollm2": {"sequences": 2, "draws": 16, "layer_resolution": 10.0, "model_resolution": 0.5},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +62,16 @@ class Config:
     """Synthetic: relative defect in scale that every check must be able to see."""
     batches: int = 64
     """Real gradients: number N of mini-batches."""
-    sequences: int = 8
-    """Real gradients: sequences in a mini-batch."""
+    sequences: int | None = None
+    """Real gradients: sequences in a mini-batch (default: 8 for tiny, 2 for smollm2)."""
     length: int = 128
     """Real gradients: tokens in a sequence."""
-    draws: int = 512
-    """Real gradients: draws per layer, law and rank."""
-    layer_resolution: float = 0.5
-    """Real gradients: relative defect in the error of one layer that must be visible."""
-    model_resolution: float = 0.1
-    """Real gradients: the same for the error summed over all layers."""
+    draws: int | None = None
+    """Real gradients: draws per layer, law and rank (default: 256 for tiny, 16 for smollm2)."""
+    layer_resolution: float | None = None
+    """Real gradients: relative defect in the error of one layer that must be visible (default: 1 for tiny, 10 for smollm2)."""
+    model_resolution: float | None = None
+    """Real gradients: the same for the error summed over all layers (default: 0.1 for tiny, 0.5 for smollm2)."""
     steps: int = 300
     """Tiny: training steps before the gradients are taken."""
     lr: float = 3e-3
@@ -74,6 +82,12 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
+        for name, value in DEFAULTS[self.model].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("law", "ratio", "shapes", "spectra"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} needs at least one value")
         unknown = [name for name in self.law if name not in LAWS]
         if unknown:
             raise ValueError(f"unknown law {unknown[0]!r}, known are {', '.join(LAWS)}")
@@ -97,7 +111,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         ratio=(0.25,), shapes=("4x6",), spectra=("power",), resolution=0.05, batches=4, sequences=2, length=32, draws=64, steps=3,
-        layer_resolution=5.0, model_resolution=5.0,
+        layer_resolution=20.0, model_resolution=20.0,
     ),
 }  # fmt: skip
 
@@ -149,7 +163,7 @@ def main(config: Config) -> runs.Run:
 def _synthetic(config: Config, run: runs.Run) -> None:
     done = {_key(row) for row in run.rows()}
     cells = list(itertools.product(config.shapes, config.spectra, config.ratio, contenders(config)))
-    checked: set[tuple[Any, ...]] = set()
+    checked: set[tuple[Any, ...] | None] = set()
     with runs.progress(len(cells), "synthetic", config.quiet) as bar:
         for shape, spectrum, ratio, contender in cells:
             G = synthetic.gradients(shape, spectrum, config.noise, config.seed)
@@ -161,24 +175,25 @@ def _synthetic(config: Config, run: runs.Run) -> None:
 
             def check(kind: str, test: Callable[[], Check], where: dict[str, Any] = where) -> None:
                 if _key({"kind": kind} | where) not in done:
+                    begin = time.perf_counter()
                     result = test()
-                    run.log({"kind": kind} | where | _row(result))
+                    run.log({"kind": kind} | where | _row(result) | {"seconds": round(time.perf_counter() - begin, 3)})
 
-            signature = _signature(law)  # a law that was not fitted has the same moments for every spectrum
-            if signature not in checked:
+            signature = _signature(law)
+            if signature is None or signature not in checked:
                 check("law", lambda law=law: check_law(law, resolution=config.resolution, seed=config.seed))
             checked.add(signature)
             check("ipa", lambda law=law, G=G: check_estimator(law, G, resolution=config.resolution, seed=config.seed))
-            if shape == config.shapes[0] and ratio == max(config.ratio):
+            if (shape, spectrum, ratio) == (config.shapes[0], config.spectra[0], max(config.ratio)):
                 coarse = 5 * config.resolution  # one zeroth-order query has mr times the variance
                 check("lr", lambda law=law, G=G: check_estimator(law, G, estimator="lr", resolution=coarse, seed=config.seed))
             bar.update()
 
 
-def _signature(law: Law) -> tuple[Any, ...]:
+def _signature(law: Law) -> tuple[Any, ...] | None:
+    """What the moments of an unfitted law depend on: such a law is checked once, not once a spectrum. None for a fitted one."""
     values = tuple(getattr(law, field.name) for field in fields(law))
-    fitted = any(isinstance(value, Tensor) for value in values)
-    return (id(law),) if fitted else (type(law).__name__, *values)
+    return None if any(isinstance(value, Tensor) for value in values) else (type(law).__name__, *values)
 
 
 def _row(check: Check) -> dict[str, Any]:
@@ -202,9 +217,7 @@ def _real(config: Config, run: runs.Run) -> None:
     if config.model == "tiny":
         tokens = data.tokens(models.PRESETS["tiny"]["vocab_size"])
         model = models.build("tiny", config.seed)
-        losses = models.train(
-            model, tokens.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet
-        )
+        losses = models.train(model, tokens.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet)
         run.write("training.json", {"loss": losses, "tokens_sha256": tokens.sha256})
         stream = tokens.training
     else:
@@ -232,13 +245,14 @@ def _real(config: Config, run: runs.Run) -> None:
 def _layer(config: Config, run: runs.Run, name: str, population: Tensor) -> None:
     """Predicted and measured error of every law on one layer; the layer's own row last, as the mark that it is complete."""
     facts = statistics(population)
+    measurable = Population(population)
     spectrum = Spectrum(*(torch.from_numpy(a).to(population.device) for a in (facts.spectrum, facts.basis)))
     _, m, n = population.shape
     for ratio, contender in itertools.product(config.ratio, contenders(config)):
         rank = rank_of(ratio, n)
         law = contender.fit(spectrum, rank, config.c)
         generator = keyed.generator(config.seed, f"{name} {contender.label} {rank}", 0, population.device)
-        measured = measure(law, population, config.draws, generator=generator, track_mean=False)
+        measured = measure(law, measurable, config.draws, generator=generator, track_mean=False)
         run.log(
             {"kind": "gradient", "layer": name, "law": contender.label, "n": n, "rank": rank, "ratio": ratio}
             | _predicted(law, facts)

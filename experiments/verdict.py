@@ -140,9 +140,7 @@ def exact(law: Law) -> Moments:
     return moments(law.stem, parameters.pop("n"), parameters.pop("rank"), parameters.pop("c"), **parameters)
 
 
-def check_law(
-    law: Law, *, truth: Moments | None = None, resolution: float = 0.01, seed: int = 0, max_draws: int = 20_000_000
-) -> Check:
+def check_law(law: Law, *, truth: Moments | None = None, resolution: float = 0.01, seed: int = 0, max_draws: int = 20_000_000) -> Check:
     """Draws of ``law`` against its exact moments, by contrasts in float64.
 
     tr PS and aᵀPa test E[P]; (aᵀPa)² and ‖Pa‖² test M ↦ E[PMP] at M = aaᵀ (off the diagonal too) and M = I; ⟨V, E⟩ tests E[V] = 0 where

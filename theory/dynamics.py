@@ -22,9 +22,7 @@ from theory.arguments import Array, check_rank, symmetric
 from theory.moments import Moments
 
 
-def second_moment_path(
-    law: Moments, hessian: ArrayLike, noise: ArrayLike, start: ArrayLike, eta: float, steps: int, rows: int
-) -> Array:
+def second_moment_path(law: Moments, hessian: ArrayLike, noise: ArrayLike, start: ArrayLike, eta: float, steps: int, rows: int) -> Array:
     """S_0 … S_steps, shape (steps+1, n, n), from S_0 = ``start`` = E[Θ_0ᵀΘ_0].
 
     ``hessian`` H, ``noise`` C (per row), ``start``: (n, n); ``eta`` η; ``rows`` m.
@@ -40,9 +38,7 @@ def second_moment_path(
     return np.stack(path)
 
 
-def expected_loss(
-    law: Moments, hessian: ArrayLike, noise: ArrayLike, start: ArrayLike, eta: float, steps: int, rows: int
-) -> Array:
+def expected_loss(law: Moments, hessian: ArrayLike, noise: ArrayLike, start: ArrayLike, eta: float, steps: int, rows: int) -> Array:
     """E[F_0] … E[F_steps], shape (steps+1,); arguments as in ``second_moment_path``."""
     path = second_moment_path(law, hessian, noise, start, eta, steps, rows)
     return 0.5 * np.einsum("ij,tij->t", symmetric("dynamics.expected_loss", "hessian", hessian), path)

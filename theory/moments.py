@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -38,12 +39,12 @@ class Moments:
     second_moment: Callable[[Array], Array]  # symmetric (*batch, n, n) → (*batch, n, n)
     trace_weighted_mean: Callable[[], Array]  # → (n, n)
 
-    @property
+    @cached_property
     def square(self) -> Array:
         """E[P²], shape (n, n)."""
         return self.second_moment(np.eye(self.n))
 
-    @property
+    @cached_property
     def unbiased(self) -> bool:
         """Whether E[P] = cI, to rounding."""
         return bool(np.abs(self.mean - self.c * np.eye(self.n)).max() < 1e-9 * self.c)

@@ -1,0 +1,99 @@
+"""The command ``lowrank``: one question, an optional preset, and fields as flags. Wrong input ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+QUESTIONS = {
+    "validate": "predicted against measured moments and errors of every law, on synthetic or real gradients",
+    "dynamics": "exact expected loss curves, stable steps and error feedback on a quadratic, against simulation",
+    "report": "one self-contained HTML page from finished runs",
+    "publish": "write finished runs as small CSV files with provenance into experiments/results",
+    "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, and the report of all three",
+}
+
+USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
+
+{questions}
+
+lowrank QUESTION --help lists its fields with units and defaults. Examples:
+  lowrank demo
+  lowrank validate --law gaussian haar_stiefel --shapes 12x20 --ratio 0.25
+  lowrank validate --model tiny --steps 300
+  lowrank validate --model smollm2
+  lowrank dynamics --n 16 --rank 4 --lr 0.25
+  lowrank report runs/*
+
+Exit codes: 0 done, 1 a check did not hold, 2 wrong input."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, QUESTIONS))
+        print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
+        return 0
+    question, *rest = arguments
+    if question not in QUESTIONS:
+        return _refuse(f"unknown question {question!r}, known are {', '.join(QUESTIONS)}")
+    module = import_module(f"experiments.{question}")
+    try:
+        config = _parse(question, module, rest)
+    except ValueError as error:
+        return _refuse(f"{question}: {error}")
+    if config is None:
+        return 0
+    try:
+        result = module.main(config)
+    except ValueError as error:
+        return _refuse(f"{question}: {error}")
+    from experiments import summary
+
+    return summary.show(result)
+
+
+def _parse(question: str, module: Any, arguments: list[str]) -> Any:
+    """The configuration, or None after ``--help``. Raises ``ValueError`` with one line."""
+    import tyro
+
+    presets = getattr(module, "PRESETS", {})
+    options: dict[str, Any] = {}
+    if presets and arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        if name not in presets:
+            raise ValueError(f"unknown preset {name!r}, known are {', '.join(presets)}")
+        options["default"] = presets[name]
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(module.Config, args=arguments, prog=f"lowrank {question}", description=module.__doc__, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise ValueError(_one_line(told.getvalue())) from None
+
+
+def _one_line(message: str) -> str:
+    """tyro's boxed message as one line: no box, no title, no excerpt of the help text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    line = " ".join(line for line in lines if line and line[0] not in "╭╰─" and "helptext" not in line)
+    line = re.sub(r"\s+", " ", line).strip()
+    line = re.sub(r"^Error parsing Config: ", "", line)
+    return line or "wrong arguments"
+
+
+def _refuse(message: str) -> int:
+    print(f"lowrank: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The tour: validate on synthetic matrices and on the gradients of a small LLaMA in training, dynamics, and one report of all three."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import dynamics, report, runs, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Run the three questions with their defaults and write the report."""
+
+    seed: int = 0
+    """Of everything random."""
+    smoke: bool = False
+    """Smallest sizes, to see that everything runs."""
+    runs_dir: Path = Path("runs")
+    """Where run directories and the report go."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+def main(config: Config) -> list[runs.Run | Path]:
+    """The three runs and the path of the report."""
+    small = {**vars(validate.PRESETS["smoke"])} if config.smoke else {}
+    small_dynamics = {**vars(dynamics.PRESETS["smoke"])} if config.smoke else {}
+    common = {"seed": config.seed, "runs_dir": config.runs_dir, "quiet": config.quiet}
+    done: list[runs.Run | Path] = [
+        validate.main(validate.Config(**{**small, **common})),
+        validate.main(validate.Config(**{**small, **common, "model": "tiny"})),
+        dynamics.main(dynamics.Config(**{**small_dynamics, **common})),
+    ]
+    paths = tuple(run.path for run in done if isinstance(run, runs.Run))
+    return [*done, report.main(report.Config(run=paths, out=config.runs_dir / "report.html"))]

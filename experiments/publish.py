@@ -1,0 +1,64 @@
+"""Write finished runs as small CSV files with provenance, the only form in which numbers are committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import tyro
+
+from experiments import runs
+
+KEPT = {  # question → kinds of rows worth committing
+    "validate": ("law", "ipa", "lr", "layer", "gradient", "model", "order"),
+    "dynamics": ("curve", "stability", "lazy", "feedback"),
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Write the rows of finished runs to experiments/results/QUESTION/LABEL-KIND.csv."""
+
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories."""
+    out: Path = RESULTS
+    """Results folder."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("name at least one run directory")
+
+
+def main(config: Config) -> list[Path]:
+    """Write one CSV a kind of row and one JSON of provenance a run; returns their paths."""
+    written = []
+    for path in config.run:
+        run = runs.load(path)
+        question, label = run.path.name.split("-", 1)
+        label = label.rsplit("-", 1)[0]
+        folder = config.out / question
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in KEPT[question]:
+            rows = [line for row in run.rows() if row["kind"] == kind for line in _flat(row)]
+            if rows:
+                target = folder / f"{label}-{kind}.csv"
+                pd.DataFrame(rows).to_csv(target, index=False, float_format="%.8g")
+                written.append(target)
+        target = folder / f"{label}.json"
+        identity = {key: value for key, value in run.config.items() if key not in runs.NOT_IDENTITY}
+        runs.write_json(target, {"config": identity, "environment": run.read("env.json")})
+        written.append(target)
+    return written
+
+
+def _flat(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line a verdict, one line a point of a curve, else the row without its lists."""
+    plain = {key: value for key, value in row.items() if not isinstance(value, list) and key != "kind"}
+    if "verdicts" in row:
+        return [{key: plain[key] for key in ("law", "shape", "spectrum", "rank", "draws")} | verdict for verdict in row["verdicts"]]
+    if "loss" in row and "step" in row:
+        return [{"law": row["law"], "step": step, "loss": loss} for step, loss in zip(row["step"], row["loss"], strict=True)]
+    return [plain]
