@@ -87,10 +87,10 @@ class Population:
         check_finite("Population", "gradients", gradients)
         self.gradients = gradients if gradients.ndim == 3 else gradients.unsqueeze(0)
         self.mean = self.gradients.mean(0)
-        # nine tenths in proportion to ‖Ĝ_i‖², one tenth uniform so that no weight exceeds 10
+        # three quarters in proportion to ‖Ĝ_i‖², one quarter uniform, so that no weight exceeds 4
         size = torch.stack([G.double().square().sum() for G in self.gradients])
         uniform = torch.full_like(size, 1 / len(size))
-        self.chance = 0.9 * size / size.sum() + 0.1 * uniform if bool(size.sum() > 0) else uniform
+        self.chance = 0.75 * size / size.sum() + 0.25 * uniform if bool(size.sum() > 0) else uniform
 
 
 def measure(
@@ -104,9 +104,10 @@ def measure(
 ) -> Measurement:
     """Measure the IPA estimate ĜVVᵀ of g over ``draws`` independent pairs (Ĝ, V).
 
-    ``gradients``: one matrix (m, n), or N equally likely ones (N, m, n) whose mean is g, or a ``Population`` of them. Each draw takes Ĝ_i with a probability that grows with
-    ‖Ĝ_i‖² and weighs it by its inverse, which leaves every mean as it is and keeps a few large mini-batches from ruling the standard
-    error. Their dtype is the dtype of the arithmetic. ``track_mean``: also form the mean estimate, and from it squared bias and variance.
+    ``gradients``: one matrix (m, n), or N equally likely ones (N, m, n) whose mean is g, or a ``Population`` of them; their dtype is that
+    of the arithmetic. Each draw takes Ĝ_i with a probability that grows with ‖Ĝ_i‖² and weighs it by its inverse, which leaves every mean
+    as it is and keeps a few large mini-batches from ruling the standard error. ``track_mean``: also form the mean estimate, and from it
+    squared bias and variance.
     Raises ``ValueError`` for shapes that do not fit the law, non-finite gradients, or fewer than 2 draws.
     """
     population = gradients if isinstance(gradients, Population) else Population(gradients)
@@ -172,7 +173,8 @@ class _Collector:
 
     def chunks(self, largest: int) -> Iterator[int]:
         """Numbers of draws to make at once, never across a group."""
-        for self.group, size in enumerate(self.sizes):
+        for group, size in enumerate(self.sizes):
+            self.group = group
             for start in range(0, size, largest):
                 yield min(largest, size - start)
 

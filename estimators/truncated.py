@@ -45,6 +45,7 @@ class FixedBasis(Law):
             check_basis(str(self), self.n, self.rank, self.basis)
 
     def _draw(self, batch: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+        del generator  # nothing is random
         Q = torch.eye(self.n, self.rank, dtype=torch.float64) if self.basis is None else self.basis
         V = (self.c**0.5 * Q).to(device=device, dtype=dtype)
         return V.expand(*batch, self.n, self.rank).clone()

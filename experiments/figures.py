@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 mpl.use("Agg")
@@ -65,7 +66,7 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _legend(figure: Figure, ax: plt.Axes, columns: int = 1) -> None:
+def _legend(figure: Figure, ax: Axes, columns: int = 1) -> None:
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=columns)
@@ -81,7 +82,7 @@ def error_against_rank(rows: pd.DataFrame, title: str) -> Figure:
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.0), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
         for law, group in rows[rows.panel == panel].groupby("law", sort=False):
-            group, law = group.sort_values("ratio"), str(law)
+            group, law = pd.DataFrame(group).sort_values(by=["ratio"]), str(law)
             dashes = "-" if law in PALETTE else "--"
             ax.plot(group.ratio, group.theory, dashes, color=colour(law), linewidth=1.2)
             ax.errorbar(
@@ -122,10 +123,10 @@ def spectra(layers: pd.DataFrame) -> Figure:
     """Eigenvalues of S = E[ĜᵀĜ], as shares of its trace, one line a layer, coloured by its kind."""
     style()
     figure, ax = plt.subplots(figsize=(6.0, 3.8))
-    for row in layers.itertuples():
-        kind = str(row.layer).rsplit(".", 1)[-1]
-        share = np.maximum(np.array(row.spectrum), 1e-9)
-        ax.plot(row.spectrum_index, share, color=LAYERS.get(kind, "#7F7F7F"), linewidth=0.9, alpha=0.8, label=kind)
+    for name, index, values in zip(layers.layer, layers.spectrum_index, layers.spectrum, strict=True):
+        kind = str(name).rsplit(".", 1)[-1]
+        share = np.maximum(np.array(values), 1e-9)
+        ax.plot(index, share, color=LAYERS.get(kind, "#7F7F7F"), linewidth=0.9, alpha=0.8, label=kind)
     ax.set(xscale="log", yscale="log", xlabel="index of eigenvalue", ylabel="share of tr S", title="Spectrum of S by layer", ylim=(1e-7, 1))
     _legend(figure, ax)
     return figure

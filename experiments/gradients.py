@@ -34,7 +34,7 @@ def populations(
     *,
     names: list[str] | None = None,
     budget_bytes: int = BUDGET_BYTES,
-    tick: Callable[[int], None] = lambda passes: None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(layer name, gradients (N, m, n) float32 on the model's device) for the layers ``names`` (default: all), N = ``count``.
 

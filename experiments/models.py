@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from experiments import data
 from experiments.runs import progress
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 128,
         "intermediate_size": 352,
@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 def build(preset: str, seed: int) -> nn.Module:
     """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was)."""
-    config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, attn_implementation="sdpa", use_cache=False)
+    config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, use_cache=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,22 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 
 from experiments import figures, runs
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #ffffff; --good: #116329; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --page: #0d1117; --good: #56d364; --bad: #ff7b72; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { font-size: 1rem; }
-p, figcaption, summary { color: var(--soft); } figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .5rem; box-sizing: border-box; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
-th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
-.yes { color: var(--good); } .no { color: var(--bad); font-weight: 600; } .verdict { font-size: 1.05rem; } code { font-size: .85em; overflow-wrap: anywhere; }
-"""
+from experiments.page import details_block, document, every, figure, records, table, verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +33,12 @@ def main(config: Config) -> Path:
     """Write the page and return its path. Raises ``ValueError`` for a directory that is not a finished run."""
     loaded = [runs.load(path) for path in config.run]
     body = "".join(_section(run) for run in loaded)
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>lowrank report</title><style>{STYLE}</style></head><body><h1>Low-rank gradient estimators: theory and measurement</h1>"
-        "<p>Every number was measured by the runs below or computed from their exact theory. A check <em>holds</em> when the measured value is within "
-        "5 standard errors of the exact one and the run was long enough to see a defect of its stated resolution (8 standard errors).</p>"
-        f"{body}</body></html>\n"
+    introduction = (
+        "<p>Every number was measured by the runs below or computed from their exact theory. A check <em>holds</em> when the measured "
+        "value is within 5 standard errors of the exact one and the run was long enough to see a defect of its stated resolution "
+        "(8 standard errors).</p>"
     )
+    page = document("Low-rank gradient estimators: theory and measurement", introduction + body)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(page, encoding="utf-8")
     return config.out
@@ -90,7 +74,7 @@ def _synthetic(rows: list[dict[str, Any]]) -> str:
             "draws": int(group.draws.sum()),
             "largest |z|": float(group.z.abs().max()),
             "coarsest resolution": f"{100 * group[group.kind != 'lr'].resolution.max():.2g} %",
-            "hold": _all(group.holds),
+            "hold": every(group.holds),
         }
         for law, group in checks.groupby("law", sort=False)
     ]
@@ -98,15 +82,15 @@ def _synthetic(rows: list[dict[str, Any]]) -> str:
         ["kind", "law", "shape", "spectrum", "rank", "name", "estimate", "standard_error", "theory", "z", "resolution", "holds"]
     ]
     return (
-        _verdict(int(checks.holds.sum()), len(checks), "checks of moments and of estimator error")
-        + "<p>Kinds: <b>law</b> tests E[P] and M ↦ E[PMP] by contrasts; <b>ipa</b> tests ĜVVᵀ, <b>lr</b> the zeroth-order estimate, against exact "
-        "alignment and mean squared error. Each law check must see a 1 % defect in scale.</p>"
+        verdict(int(checks.holds.sum()), len(checks), "checks of moments and of estimator error")
+        + "<p>Kinds: <b>law</b> tests E[P] and M ↦ E[PMP] by contrasts; <b>ipa</b> tests ĜVVᵀ and <b>lr</b> the zeroth-order estimate "
+        "against exact alignment and mean squared error. Each law check must see a 1 % defect in scale.</p>"
         + table(per_law)
-        + figure(lambda: figures.error_against_rank(mse, "Mean squared error of ĜVVᵀ: exact (lines), measured (points)"),
+        + figure(lambda: figures.error_against_rank(pd.DataFrame(mse), "Mean squared error of ĜVVᵀ: exact (lines), measured (points)"),
                  "Error bars: ±2 standard errors, smaller than most markers. Laws of equal exact error lie on one line.")
         + figure(lambda: figures.z_scores(verdicts.z.to_numpy(), "All verdicts"),
                  "If theory and error bars are right, z is standard normal.  Statistics that are constant in exact arithmetic sit at 0.")
-        + details_block("All verdicts", table(details.to_dict("records")))
+        + details_block("All verdicts", table(records(pd.DataFrame(details))))
     )  # fmt: skip
 
 
@@ -126,61 +110,62 @@ def _real(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     )
     totals = [
         {
-            "law": row.law,
-            "r/n": row.ratio,
-            "unbiased": "yes" if row.unbiased else "no",
-            "exact": row.predicted / row.signal_norm2,
-            "measured": row.measured / row.signal_norm2,
-            "± SE": row.standard_error / row.signal_norm2,
-            "z": row.z,
-            "would have seen": f"{100 * row.resolution:.2g} %",
-            "layers holding": f"{row.layers_holding}/{row.layers}",
-            "at best c per layer": shrunk.get((row.law, row.ratio)),
-            "holds": bool(row.holds),
+            "law": row["law"],
+            "r/n": row["ratio"],
+            "unbiased": "yes" if row["unbiased"] else "no",
+            "exact": row["predicted"] / row["signal_norm2"],
+            "measured": row["measured"] / row["signal_norm2"],
+            "± SE": row["standard_error"] / row["signal_norm2"],
+            "z": row["z"],
+            "would have seen": f"{100 * row['resolution']:.2g} %",
+            "layers holding": f"{row['layers_holding']}/{row['layers']}",
+            "at best c per layer": shrunk.get((row["law"], row["ratio"])),
+            "holds": bool(row["holds"]),
         }
-        for row in model.itertuples()
+        for row in records(model)
     ]
     orders = [
         {
-            "claim": row.claim,
-            "r/n": row.ratio,
-            "difference": row.difference / float(signal.iloc[0]),
-            "± SE": row.standard_error / float(signal.iloc[0]),
-            "exact": row.predicted / float(signal.iloc[0]),
-            "z": row.z,
-            "layers with this exact order": f"{row.layers_predicted}/{row.layers}",
-            "layers measured against it": row.layers_against,
-            "holds": bool(row.holds),
+            "claim": row["claim"],
+            "r/n": row["ratio"],
+            "difference": row["difference"] / float(signal.iloc[0]),
+            "± SE": row["standard_error"] / float(signal.iloc[0]),
+            "exact": row["predicted"] / float(signal.iloc[0]),
+            "z": row["z"],
+            "layers with this exact order": f"{row['layers_predicted']}/{row['layers']}",
+            "layers measured against it": row["layers_against"],
+            "holds": bool(row["holds"]),
         }
-        for row in order.itertuples()
+        for row in records(order)
     ]
     facts = [
         {
-            "layer": row.layer,
-            "m": row.m,
-            "n": row.n,
-            "effective rank of S": row.effective_rank,
-            "stable rank of S": row.stable_rank,
-            "signal share": f"{100 * row.signal_share:.2f} %",
-            "beyond these batches": f"{100 * row.signal_share_beyond:.2f} %",
+            "layer": row["layer"],
+            "m": row["m"],
+            "n": row["n"],
+            "effective rank of S": row["effective_rank"],
+            "stable rank of S": row["stable_rank"],
+            "signal share": f"{100 * row['signal_share']:.2f} %",
+            "beyond these batches": f"{100 * row['signal_share_beyond']:.2f} %",
         }
-        for row in layers.itertuples()
+        for row in records(layers)
     ]
     ratios = sorted(gradients.ratio.unique())
     shown = [law for law in ("gaussian", "haar_stiefel", "coordinate", "spectral", "top_svd") if law in set(gradients.law)]
     middle = ratios[len(ratios) // 2]
     training = run.read("training.json")["loss"] if (run.path / "training.json").exists() else None
     return (
-        _verdict(int(model.holds.sum()), len(model), "law × rank cells, every layer and the sum over layers")
-        + _verdict(int(order.holds.sum()) if len(order) else 0, len(order), "claims about the order of the laws")
-        + f"<p>{run.config['batches']} mini-batches of {run.config['sequences']} × {run.config['length']} tokens are the exact population: g, Σ_ξ and S are its "
-        "moments, and the spectral law and top-r SVD know that S. Errors are relative to ‖g‖² summed over layers. Biased laws can have a smaller error than "
-        "any unbiased one; <em>at best c per layer</em> is what the unbiased ones reach by shrinkage.</p>"
+        verdict(int(model.holds.sum()), len(model), "law × rank cells, every layer and the sum over layers")
+        + verdict(int(order.holds.sum()) if len(order) else 0, len(order), "claims about the order of the laws")
+        + f"<p>{run.config['batches']} mini-batches of {run.config['sequences']} × {run.config['length']} tokens are the exact population: "
+        "g, Σ_ξ and S are its moments, and the spectral law and top-r SVD know that S. Errors are relative to ‖g‖² summed over layers. "
+        "Biased laws can have a smaller error than any unbiased one; <em>at best c per layer</em> is what the unbiased ones reach by "
+        "shrinkage.</p>"
         + figure(lambda: figures.error_against_rank(curve, "Error of the whole gradient: exact (lines), measured (points)"),
                  "Error bars: ±2 standard errors. Haar–Stiefel, coordinate, DCT and Hadamard have one exact error.")
         + table(totals)
-        + "<h3>The order of the laws</h3><p>Differences of measured errors between independent draws; “&lt;” holds when seen at 5 standard errors and "
-        "equal to the exact difference, “=” when no difference is seen.</p>" + table(orders)
+        + "<h3>The order of the laws</h3><p>Differences of measured errors between independent draws; “&lt;” holds when seen at 5 "
+        "standard errors and equal to the exact difference, “=” when no difference is seen.</p>" + table(orders)
         + figure(lambda: figures.spectra(layers), "Eigenvalues of E[ĜᵀĜ], the curve that the spectral law samples from.")
         + figure(lambda: figures.layer_facts(layers), "Ranks as fractions of n; signal share of S in this population.")
         + figure(lambda: figures.layer_ratios(gradients, shown, middle), "Layers in model order; error bars ±2 standard errors.")
@@ -205,7 +190,7 @@ def _dynamics(rows: list[dict[str, Any]]) -> str:
             "last loss, simulated": float(group.estimate.iloc[-1]),
             "± SE": float(group.standard_error.iloc[-1]),
             "largest |z| on the curve": float(group.z.abs().max()),
-            "hold": _all(group.holds),
+            "hold": every(group.holds),
         }
         for law, group in curve.groupby("law", sort=False)
     ]
@@ -216,7 +201,7 @@ def _dynamics(rows: list[dict[str, Any]]) -> str:
         for row in literal
     )
     return (
-        _verdict(sum(row["holds"] for row in checked), len(checked), "simulated means against exact values")
+        verdict(sum(row["holds"] for row in checked), len(checked), "simulated means against exact values")
         + table(steps)
         + figure(
             lambda: figures.loss_curves(curve),
@@ -225,7 +210,7 @@ def _dynamics(rows: list[dict[str, Any]]) -> str:
         + figure(lambda: figures.stability(stability), "Above 1 the second moment of the iterate grows without bound.")
         + (
             "<h3>Lazy subspaces</h3><p>E‖Θ‖² after one outer step of K inner steps, over before; H = I.</p>"
-            + table(lazy[["law", "inner", "eta", "estimate", "standard_error", "theory", "z", "holds"]].to_dict("records"))
+            + table(records(pd.DataFrame(lazy[["law", "inner", "eta", "estimate", "standard_error", "theory", "z", "holds"]])))
             if len(lazy)
             else ""
         )
@@ -239,44 +224,3 @@ def _provenance(run: runs.Run) -> str:
     environment = run.read("env.json")
     pairs = [{"field": key, "value": value} for key, value in {**run.config, **environment}.items() if key not in runs.NOT_IDENTITY]
     return details_block("Configuration and environment", table(pairs))
-
-
-# Elements
-
-
-def table(rows: Sequence[dict[Any, Any]]) -> str:
-    """An HTML table; floats to 4 significant digits, booleans as yes and NO."""
-    if not rows:
-        return "<p>nothing to show</p>"
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
-    lines = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row.values()) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
-
-
-def figure(draw: Callable[[], Figure], caption: str) -> str:
-    """A figure as inline SVG with its caption."""
-    return f"<figure>{figures.svg(draw())}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def details_block(title: str, body: str) -> str:
-    """A block that is folded until opened."""
-    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
-
-
-def _verdict(holding: int, total: int, of: str) -> str:
-    state = "yes" if holding == total else "no"
-    return f"<p class='verdict'><span class='{state}'>{holding} of {total}</span> {html.escape(of)} hold.</p>"
-
-
-def _all(values: Iterable[bool]) -> bool:
-    return all(bool(value) for value in values)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool | np.bool_):
-        return "<span class='yes'>yes</span>" if value else "<span class='no'>NO</span>"
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    if isinstance(value, list):
-        value = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
-    return "" if value is None else html.escape(str(value))

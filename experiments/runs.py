@@ -40,10 +40,10 @@ class Run:
         """All complete lines of ``metrics.jsonl``; a line cut short by a crash is dropped."""
         return read_rows(self.path)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one row to ``metrics.jsonl``."""
+    def log(self, *rows: dict[str, Any]) -> None:
+        """Append rows to ``metrics.jsonl`` in one write."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON, atomically."""

@@ -54,12 +54,17 @@ KINDS = {
 
 def _table(lines: list[tuple[str, str, int, int, float, float]]) -> Table:
     table = Table(title="theory against measurement")
-    for name, justify in (("run", "left"), ("what", "left"), ("hold", "right"), ("largest |z|", "right"), ("would have seen", "right")):
-        table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    table.add_column("what", no_wrap=True)
+    for name in ("hold", "largest |z|", "would have seen"):
+        table.add_column(name, justify="right")
+    shown = ""
     for run, kind, holding, total, z, resolution in lines:
+        if run != shown:
+            table.add_section()
+            table.add_row(f"[bold]{run}[/]")
+            shown = run
         table.add_row(
-            run,
-            kind,
+            f"  {kind}",
             f"[{'green' if holding == total else 'bold red'}]{holding}/{total}[/]",
             "" if z != z else f"{z:.2f}",
             "" if resolution != resolution else f"{100 * resolution:.2g} %",

@@ -38,7 +38,19 @@ def test_every_law_has_its_stem_on_both_sides() -> None:
 
 def test_the_registry_has_the_agreed_names() -> None:
     assert list(LAWS) == (
-        ["gaussian", "rademacher", "sparse_sign", "haar_stiefel", "coordinate", "coordinate_replacement", "dct", "hadamard", "spectral", "top_svd", "fixed_basis"]
+        [
+            "gaussian",
+            "rademacher",
+            "sparse_sign",
+            "haar_stiefel",
+            "coordinate",
+            "coordinate_replacement",
+            "dct",
+            "hadamard",
+            "spectral",
+            "top_svd",
+            "fixed_basis",
+        ]
     )
 
 

@@ -33,10 +33,11 @@ def matrix(n: int, transform: Transform = "dct") -> Array:
     Raises ``ValueError`` for another name.
     """
     if transform == "dct":
-        return dct(np.eye(n), axis=0, norm="ortho")
+        return np.asarray(dct(np.eye(n), axis=0, norm="ortho"), dtype=np.float64)
     if transform == "hadamard":
         power = n & -n  # largest power of two dividing n
-        return np.kron(hadamard(power) / np.sqrt(power), dct(np.eye(n // power), axis=0, norm="ortho"))
+        sylvester = np.asarray(hadamard(power), dtype=np.float64) / np.sqrt(power)
+        return np.kron(sylvester, matrix(n // power, "dct"))
     raise ValueError(f"subsampled_transform.matrix(n={n}, transform={transform!r}): known transforms are 'dct' and 'hadamard'")
 
 
