@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ Exit codes: 0 done, 1 a check did not hold, 2 wrong input."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files, never to a window
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, QUESTIONS))
         print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))

@@ -12,8 +12,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-mpl.use("Agg")
-
 PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory are told apart by marker
     "gaussian": "#D55E00",
     "rademacher": "#E69F00",

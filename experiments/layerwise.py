@@ -94,8 +94,8 @@ def _predicted(law: Law, facts: Statistics) -> dict[str, Any]:
     }
 
 
-def verdict_of(row: dict[str, Any], required: float) -> Verdict:
-    """The measured error of a ``gradient`` or ``model`` row as a verdict."""
+def verdict_of(row: dict[str, Any], required: float, draws: float = math.inf) -> Verdict:
+    """The measured error of a ``gradient`` or ``model`` row as a verdict; ``draws`` behind its standard error."""
     return Verdict(
         name=f"{row['law']} r/n={row['ratio']:g}",
         estimate=row["measured"],
@@ -103,6 +103,7 @@ def verdict_of(row: dict[str, Any], required: float) -> Verdict:
         theory=row["predicted"],
         scale=max(row["predicted"], FLOAT32 * row["signal_norm2"]),
         required=required,
+        draws=draws,
     )
 
 
@@ -134,7 +135,7 @@ def _aggregate(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any
             "standard_error": math.sqrt(math.fsum(row["standard_error"] ** 2 for row in mine)),
         }
         verdict = verdict_of(total, config.affordable("model_resolution"))
-        each = [verdict_of(row, config.affordable("layer_resolution")) for row in mine]
+        each = [verdict_of(row, config.affordable("layer_resolution"), config.affordable("draws")) for row in mine]
         total |= {
             "z": verdict.z,
             "resolution": verdict.resolution,

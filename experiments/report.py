@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from experiments import figures, runs
+from experiments import figures, layerwise, runs
 from experiments.page import details_block, document, every, figure, records, table, verdict
 
 
@@ -104,7 +105,8 @@ def _real(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         estimate=model.measured / signal,
         standard_error=model.standard_error / signal,
     )
-    z = ((gradients.measured - gradients.predicted) / gradients.standard_error).replace([np.inf, -np.inf], np.nan).dropna()
+    draws = run.config["draws"]
+    z = np.array([layerwise.verdict_of(row, math.inf, draws).z for row in records(gradients)])
     shrunk = gradients.assign(best=gradients.mse_at_best_c).groupby(["law", "ratio"], sort=False).best.sum(min_count=1) / float(
         signal.iloc[0]
     )
@@ -169,7 +171,7 @@ def _real(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         + figure(lambda: figures.spectra(layers), "Eigenvalues of E[ĜᵀĜ], the curve that the spectral law samples from.")
         + figure(lambda: figures.layer_facts(layers), "Ranks as fractions of n; signal share of S in this population.")
         + figure(lambda: figures.layer_ratios(gradients, shown, middle), "Layers in model order; error bars ±2 standard errors.")
-        + figure(lambda: figures.z_scores(z.to_numpy(), "Layer by layer"), "z of every layer, law and rank.")
+        + figure(lambda: figures.z_scores(z, "Layer by layer"), "z of every layer, law and rank.")
         + (figure(lambda: figures.training(training), "AdamW on the default corpus.") if training else "")
         + details_block("Every layer", table(facts))
     )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from estimators import keyed
@@ -26,6 +27,7 @@ from theory import Moments, moments, mse
 Z_LIMIT = 5.0  # two-sided probability 6e-7 a statistic
 WIDTH = 8.0  # standard errors inside one resolution: a defect of that size is seen at z > 5 with probability 0.999
 PILOT = 4096
+MANY = 2000  # draws beyond which Student's distribution is the normal one at 5 standard errors, to 2 %
 ROUNDING = 1e-11  # relative spread of a statistic that is constant in exact arithmetic (float64)
 
 
@@ -33,7 +35,8 @@ ROUNDING = 1e-11  # relative spread of a statistic that is constant in exact ari
 class Verdict:
     """One measured statistic beside its exact value.
 
-    ``scale``: what relative numbers refer to, |theory| unless that is 0; ``required``: the largest acceptable ``resolution``.
+    ``scale``: what relative numbers refer to, |theory| unless that is 0; ``required``: the largest acceptable ``resolution``; ``draws``: how
+    many independent values stand behind the standard error, which matters when they are few.
     """
 
     name: str
@@ -42,11 +45,18 @@ class Verdict:
     theory: float
     scale: float
     required: float
+    draws: float = math.inf
 
     @property
     def z(self) -> float:
-        """Distance from the exact value in standard errors; rounding counts as error, so constants compare too."""
-        return (self.estimate - self.theory) / self._error
+        """Distance from the exact value in standard errors; rounding counts as error, so constants compare too.
+
+        From few draws the ratio has Student's distribution; it is then mapped to the normal score of the same probability.
+        """
+        ratio = (self.estimate - self.theory) / self._error
+        if self.draws > MANY:
+            return ratio
+        return math.copysign(float(stats.norm.isf(stats.t.sf(abs(ratio), self.draws - 1))), ratio)
 
     @property
     def resolution(self) -> float:
@@ -69,7 +79,7 @@ class Verdict:
 
     def row(self) -> dict[str, Any]:
         """The verdict as plain values, for a table or a JSON line."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draws"} | {
             "z": self.z,
             "resolution": self.resolution,
             "holds": self.holds,

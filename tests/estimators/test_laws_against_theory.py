@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from estimators import LAWS, HaarStiefel, SpectralSampling
 from estimators.haar_stiefel import cholesky_qr, householder_qr
-from experiments.validate import check_estimator, check_law
+from experiments.validate import Verdict, check_estimator, check_law
 from tests.estimators.test_contract import make, second_moment
 from tests.monte_carlo import assert_mean
 
@@ -75,6 +76,13 @@ def test_a_check_says_what_it_would_have_seen() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="known estimators"):
         check_estimator(HaarStiefel(n=8, rank=3), torch.ones(2, 8).double(), estimator="spsa")  # pyright: ignore[reportArgumentType]
+
+
+def test_few_draws_are_judged_by_students_distribution() -> None:
+    """The score keeps the probability: P(|t₁₅| > 5) = 1.6e-4 is a normal score of 3.78, not of 5."""
+    few, many = (Verdict(name="", estimate=6.0, standard_error=1.0, theory=1.0, scale=1.0, required=math.inf, draws=n) for n in (16, 10**6))
+    assert many.z == 5.0
+    assert math.isclose(2 * stats.norm.sf(few.z), 2 * stats.t.sf(5.0, 15), rel_tol=1e-9)
 
 
 # The Haar law beyond its two moments
