@@ -2,6 +2,8 @@
 
 The key is hashed (SHA-256) to the seed of a fresh generator, so draws of different parameters and steps are independent streams and none
 depends on how many were made before it. Equal keys give equal draws on devices of one kind; a CPU and a GPU generator differ.
+Laws that factorise (Haar, spectral) do so to the last bit at an equal number of threads; at another number the linear algebra may
+round differently, by about 1e-7 in float32.
 
 The CPU generator of torch (mt19937) uses 32 bits of its seed: among N keys about N²/2³³ pairs share a stream. Each draw keeps its exact
 law, so unbiasedness is untouched; only the independence of those two is lost. GPU generators use all 64 bits.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -42,6 +42,8 @@ class Law(abc.ABC):
     unbiased: ClassVar[bool] = True  # E[VVᵀ] = cI
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or not isinstance(self.n, int):
+            raise ValueError(f"{self}: n and rank must be integers")
         if self.rank < 1:
             raise ValueError(f"{self}: rank must be at least 1")
         if self.rank > self.n:
@@ -50,7 +52,8 @@ class Law(abc.ABC):
             raise ValueError(f"{self}: c must be positive and finite")
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}(n={self.n}, r={self.rank}, c={self.c:g})"
+        extra = "".join(f", {f.name}={v}" for f in fields(self)[3:] if isinstance(v := getattr(self, f.name), bool | float | str))
+        return f"{type(self).__name__}(n={self.n}, r={self.rank}, c={self.c:g}{extra})"
 
     def sample(
         self,
@@ -73,7 +76,7 @@ class Law(abc.ABC):
         """V of shape (*batch, n, r) in ``dtype``, float32 or float64."""
 
     @classmethod
-    def from_second_moment(cls, S: Float[Tensor, "n n"] | Spectrum, rank: int, c: float = 1.0, **options: Any) -> Self:
+    def from_second_moment(cls, S: Float[Tensor, "*layers n n"] | Spectrum, rank: int, c: float = 1.0, **options: Any) -> Self:
         """The law of this family for gradients with second moment S = E[ĜᵀĜ] (or its ``Spectrum``); most look at its size only."""
         if not isinstance(S, Spectrum):
             check_second_moment(f"{cls.__name__}.from_second_moment", S)
@@ -109,6 +112,9 @@ def check_second_moment(call: str, S: Tensor) -> None:
     defect = float((S - S.mT).abs().max())
     if defect > SYMMETRY * float(S.abs().max()):
         raise ValueError(f"{call}: the second moment must be symmetric, largest |S - Sᵀ| is {defect:.3g}")
+    smallest = float(S.diagonal(dim1=-2, dim2=-1).min())
+    if smallest < -INDEFINITE * float(S.abs().max()):
+        raise ValueError(f"{call}: the second moment is indefinite, smallest diagonal entry {smallest:.3g}")
 
 
 def eigenbasis(call: str, S: Tensor | Spectrum) -> Spectrum:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from estimators.law import check_finite
 from estimators.sketch import lift
 
 
+@torch.no_grad()
 def lr(
     loss: Callable[[Tensor], Tensor],
     W: Float[Tensor, "m n"],
@@ -28,7 +31,8 @@ def lr(
     """The sketch (1/q)Σ_i δ_i Z_i with δ_i the loss difference along Z_iVᵀ divided by its step; its lift estimates cĜ.
 
     ``loss`` maps weights (queries, *batch, m, n) to values (queries, *batch). ``Z``: q standard normal draws that share V. Forward passes:
-    2q antithetic, q + 1 one-sided. Raises ``ValueError`` for ε ≤ 0, an unknown form, or shapes that do not fit.
+    2q antithetic, q + 1 one-sided. Raises ``ValueError`` for ε ≤ 0, an unknown form, a W that is not finite,
+    or shapes that do not fit.
     """
     if not epsilon > 0:
         raise ValueError(f"lr(epsilon={epsilon}): the step must be positive")
@@ -36,7 +40,8 @@ def lr(
         raise ValueError(
             f"lr(W={tuple(W.shape)}, V={tuple(V.shape)}, Z={tuple(Z.shape)}): W must be (m, n), V (*, n, r) and Z (queries, *, m, r)"
         )
-    step = epsilon * lift(Z, V)
+    check_finite("lr", "W", W)
+    W, step = W.detach(), epsilon * lift(Z, V)
     if form == "antithetic":
         difference = (loss(W + step) - loss(W - step)) / (2 * epsilon)
     elif form == "one_sided":

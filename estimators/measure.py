@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from estimators.law import Law, check_finite
-from estimators.sketch import sketch
 
 GROUPS = 16  # independent groups of draws behind the squared bias and its jackknife
 BUDGET_BYTES = 2**28
@@ -85,6 +84,8 @@ class Population:
         if gradients.ndim not in (2, 3) or gradients.numel() == 0:
             raise ValueError(f"Population: gradients must be (m, n) or (N, m, n), got {tuple(gradients.shape)}")
         check_finite("Population", "gradients", gradients)
+        if gradients.dtype not in (torch.float32, torch.float64):  # squares of half-precision gradients underflow
+            gradients = gradients.float()
         self.gradients = gradients if gradients.ndim == 3 else gradients.unsqueeze(0)
         self.mean = self.gradients.mean(0)
         # three quarters in proportion to ‖Ĝ_i‖², one quarter uniform, so that no weight exceeds 4
@@ -119,13 +120,15 @@ def measure(
     numbers = 3 * n * law.rank + 2 * m * law.rank + 2 * law.rank**2
     for size in collector.chunks(max(1, budget_bytes // (numbers * stack.element_size()))):
         V = law.sample(size, generator=generator, device=stack.device, dtype=stack.dtype)
+        if V.ndim != 3:
+            raise ValueError(f"measure({law}): the law holds {V.shape[1]} layers; measure them one at a time")
         columns = V.transpose(0, 1).reshape(n, -1)  # (n, draws·r): one product sketches many draws
-        target = B = sketch(g, columns)
+        target = B = g @ columns
         weight = torch.ones(size, device=stack.device, dtype=stack.dtype)
         if count > 1:  # draws are exchangeable, so those of one mini-batch may stand together: one product each, no copy of Ĝ
             taken = torch.multinomial(chance, size, replacement=True, generator=generator).bincount(minlength=count)
             parts = columns.split((taken * law.rank).tolist(), dim=1)
-            B = torch.cat([sketch(G, part) for G, part in zip(stack, parts, strict=True) if part.shape[1]], dim=1)
+            B = torch.cat([G @ part for G, part in zip(stack, parts, strict=True) if part.shape[1]], dim=1)
             weight = (1 / (count * chance)).repeat_interleave(taken).to(stack.dtype)
         inner = (B * target).view(m, size, -1).sum((0, 2))
         B = B.view(m, size, -1).transpose(0, 1)

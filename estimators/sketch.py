@@ -12,11 +12,14 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
+from estimators.law import check_finite
+
 
 def sketch(G: Float[Tensor, "*batch m n"], V: Float[Tensor, "*batch2 n r"]) -> Float[Tensor, "*batch3 m r"]:
-    """GV, m×r. Raises ``ValueError`` when the columns of G and the rows of V differ in number."""
+    """GV, m×r. Raises ``ValueError`` when the columns of G and the rows of V differ in number, or G is not finite."""
     if G.ndim < 2 or V.ndim < 2 or G.shape[-1] != V.shape[-2]:
         raise ValueError(f"sketch(G={tuple(G.shape)}, V={tuple(V.shape)}): G must be (*, m, n) and V (*, n, r)")
+    check_finite("sketch", "G", G)
     return G @ V
 
 

@@ -51,11 +51,17 @@ class SpectralSampling(Law):
         if (self.basis is None) != (self.sigma is None):
             raise ValueError(f"{self}: basis and sigma come together")
         if self.basis is not None and self.sigma is not None:
+            if self.sigma.ndim < 1:
+                raise ValueError(f"{self}: sigma must be a vector of eigenvalues, got a number")
             check_basis(str(self), self.n, self.sigma.shape[-1], self.basis)
             if self.sigma.shape[:-1] != self.basis.shape[:-2]:
                 raise ValueError(f"{self}: sigma {tuple(self.sigma.shape)} and basis {tuple(self.basis.shape)} differ in layers")
             check_finite(str(self), "sigma", self.sigma)
-        check_finite(str(self), "tail", torch.as_tensor(self.tail))
+        tail = torch.as_tensor(self.tail)
+        check_finite(str(self), "tail", tail)
+        layers = () if self.sigma is None else self.sigma.shape[:-1]
+        if tail.ndim and tail.shape != layers:
+            raise ValueError(f"{self}: tail has shape {tuple(tail.shape)}, expected one number or {tuple(layers)}")
         units = self._units()
         if bool((units < 0).any()):
             raise ValueError(f"{self}: eigenvalues must not be negative, smallest is {float(units.min()):.3g}")
@@ -87,6 +93,8 @@ class SpectralSampling(Law):
         **options: Any,
     ) -> Self:
         """The law of any orthonormal directions Q with weights σ; what makes it unbiased does not depend on how good they are."""
+        if Q.ndim < 2:
+            raise ValueError(f"{cls.__name__}.from_basis: Q must be (*layers, n, k), got shape {tuple(Q.shape)}")
         return cls(n=Q.shape[-2], rank=rank, c=c, basis=Q, sigma=sigma, tail=tail, **options)
 
     @property
@@ -112,9 +120,12 @@ class SpectralSampling(Law):
         if self.basis is None or self.sigma is None or not self.keep:
             return None
         Q = self.basis.double()
+        known = (Q * self.sigma.double().unsqueeze(-2)) @ Q.mT
+        if self.keep == self.n:
+            return known
         outside = torch.eye(self.n, dtype=torch.float64, device=Q.device) - Q @ Q.mT
         tail = torch.as_tensor(self.tail, dtype=torch.float64, device=Q.device)[..., None, None]
-        return (Q * self.sigma.double().unsqueeze(-2)) @ Q.mT + tail * outside
+        return known + tail * outside
 
     def _units(self) -> Tensor:
         """Eigenvalues of all n units, (*layers, n), float64."""

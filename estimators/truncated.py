@@ -32,9 +32,12 @@ def check_basis(call: str, n: int, columns: int, basis: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class FixedBasis(Law):
-    """V = √c·Q. ``basis``: Q of shape (n, r) with orthonormal columns; None means the leading r coordinates."""
+    """V = √c·Q. ``basis``: Q of shape (*layers, n, r) with orthonormal columns; None means the leading r coordinates.
 
-    basis: Float[Tensor, "n r"] | None = None
+    With a batch of layers, ``sample(*batch)`` has shape (*batch, *layers, n, r).
+    """
+
+    basis: Float[Tensor, "*layers n r"] | None = None
 
     stem: ClassVar[str] = "truncated"
     unbiased: ClassVar[bool] = False
@@ -48,7 +51,7 @@ class FixedBasis(Law):
         del generator  # nothing is random
         Q = torch.eye(self.n, self.rank, dtype=torch.float64) if self.basis is None else self.basis
         V = (self.c**0.5 * Q).to(device=device, dtype=dtype)
-        return V.expand(*batch, self.n, self.rank).clone()
+        return V.expand(*batch, *V.shape).clone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class TopSVD(FixedBasis):
         return cls.from_second_moment(G.double().mT @ G.double(), rank, c)
 
     @classmethod
-    def from_second_moment(cls, S: Float[Tensor, "n n"] | Spectrum, rank: int, c: float = 1.0, **options: Any) -> Self:
-        """The leading r eigenvectors of S = E[ĜᵀĜ] (n×n)."""
+    def from_second_moment(cls, S: Float[Tensor, "*layers n n"] | Spectrum, rank: int, c: float = 1.0, **options: Any) -> Self:
+        """The leading r eigenvectors of S = E[ĜᵀĜ], (*layers, n, n)."""
         _, Q = eigenbasis(f"{cls.__name__}.from_second_moment", S)
-        return cls(n=Q.shape[-1], rank=rank, c=c, basis=Q[:, :rank], **options)
+        return cls(n=Q.shape[-1], rank=rank, c=c, basis=Q[..., :rank], **options)

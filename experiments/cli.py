@@ -29,7 +29,7 @@ lowrank QUESTION --help lists its fields with units and defaults. Examples:
   lowrank validate --model tiny --steps 300
   lowrank validate --model smollm2
   lowrank dynamics --n 16 --rank 4 --lr 0.25
-  lowrank report runs/*
+  lowrank report runs/validate-* runs/dynamics-*
 
 Exit codes: 0 done, 1 a check did not hold, 2 wrong input."""
 
@@ -52,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{question}: {error}")
     if config is None:
         return 0
+    from experiments import runs, summary
+
     try:
         result = module.main(config)
-    except ValueError as error:
+    except runs.WrongInput as error:
         return _refuse(f"{question}: {error}")
-    from experiments import summary
 
     return summary.show(result)
 

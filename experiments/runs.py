@@ -24,6 +24,10 @@ import torch
 NOT_IDENTITY = ("runs_dir", "quiet")  # fields that say where and how loudly, not what
 
 
+class WrongInput(ValueError):
+    """What the user asked for cannot be had; the message says what and what instead. Other errors are ours and keep their traceback."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One run directory. ``config`` is its configuration as plain values."""
@@ -44,6 +48,10 @@ class Run:
         """Append rows to ``metrics.jsonl`` in one write."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def keep(self, rows: list[dict[str, Any]]) -> None:
+        """Rewrite ``metrics.jsonl`` with these rows only, atomically: what an interrupted part left behind goes."""
+        _atomic(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON, atomically."""
@@ -71,20 +79,20 @@ def start(question: str, label: str, config: Any) -> Run:
     run = Run(path, values)
     if not run.done:
         write_json(path / "config.json", {"question": question, **values})
-        write_json(path / "env.json", environment())
-        kept = run.rows()
-        if kept:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-            _atomic(path / "metrics.jsonl", text)
+        if (path / "env.json").exists():  # rows of before keep the environment they were made in
+            write_json(path / "env.json", {**run.read("env.json"), "continued": environment()})
+        else:
+            write_json(path / "env.json", environment())
+        run.keep(run.rows())
     return run
 
 
 def load(path: Path) -> Run:
-    """Open an existing run. Raises ``ValueError`` when ``path`` is not a finished run directory."""
+    """Open an existing run. Raises ``WrongInput`` when ``path`` is not a finished run directory."""
     if not (path / "config.json").exists():
-        raise ValueError(f"{path} is not a run directory (no config.json)")
+        raise WrongInput(f"{path} is not a run directory (no config.json)")
     if not (path / "DONE").exists():
-        raise ValueError(f"{path} is an unfinished run; the command in its env.json continues it")
+        raise WrongInput(f"{path} is an unfinished run; the command in its env.json continues it")
     return Run(path, json.loads((path / "config.json").read_text(encoding="utf-8")))
 
 
@@ -94,7 +102,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -134,7 +142,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _atomic(path: Path, text: str) -> None:
-    part = path.with_suffix(path.suffix + ".part")
+    part = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -34,7 +34,7 @@ def outcome(rows: list[dict[str, Any]]) -> list[tuple[str, int, int, float, floa
     for kind in dict.fromkeys(row["kind"] for row in rows if "holds" in row):
         mine = [row for row in rows if row["kind"] == kind]
         holding = sum(bool(row["holds"]) for row in mine)
-        z = max((abs(row["z"]) for row in mine if kind != "order"), default=float("nan"))
+        z = max((abs(row["z"]) for row in mine if "z" in row and kind != "order"), default=float("nan"))
         resolution = max((row["resolution"] for row in mine if "resolution" in row), default=float("nan"))
         lines.append((KINDS.get(kind, kind), holding, len(mine), z, resolution))
     return lines
@@ -49,6 +49,7 @@ KINDS = {
     "curve": "expected loss curve",
     "stability": "growth around the stable step",
     "lazy": "lazy-loop contraction",
+    "feedback": "error feedback converges, literal diverges",
 }
 
 

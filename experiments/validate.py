@@ -21,7 +21,7 @@ __all__ = ["Check", "Config", "Verdict", "check_estimator", "check_law", "main"]
 
 DEFAULTS: dict[str, dict[str, Any]] = {  # what a model of that size affords on two cores
     "synthetic": {"sequences": 8, "draws": 512, "layer_resolution": 1.0, "model_resolution": 0.1},
-    "tiny": {"sequences": 8, "draws": 512, "layer_resolution": 1.0, "model_resolution": 0.1},
+    "tiny": {"sequences": 8, "draws": 512, "layer_resolution": 0.5, "model_resolution": 0.1},
     "smollm2": {"sequences": 2, "draws": 16, "layer_resolution": 10.0, "model_resolution": 0.5},
 }
 
@@ -59,7 +59,7 @@ class Config:
     draws: int | None = None
     """Real gradients: draws per layer, law and rank (default: 512 for tiny, 16 for smollm2)."""
     layer_resolution: float | None = None
-    """Real gradients: relative defect in the error of one layer that must be visible (default: 1 for tiny, 10 for smollm2)."""
+    """Real gradients: relative defect in the error of one layer that must be visible (default: 0.5 for tiny, 10 for smollm2)."""
     model_resolution: float | None = None
     """Real gradients: the same for the error summed over all layers (default: 0.1 for tiny, 0.5 for smollm2)."""
     steps: int = 300

@@ -53,10 +53,7 @@ class Verdict:
 
         From few draws the ratio has Student's distribution; it is then mapped to the normal score of the same probability.
         """
-        ratio = (self.estimate - self.theory) / self._error
-        if self.draws > MANY:
-            return ratio
-        return math.copysign(float(stats.norm.isf(stats.t.sf(abs(ratio), self.draws - 1))), ratio)
+        return student((self.estimate - self.theory) / self._error, self.draws)
 
     @property
     def resolution(self) -> float:
@@ -141,6 +138,13 @@ class Check:
         return "\n".join([f"{self.subject}, {self.draws} draws", *(f"  {v}" for v in self.verdicts)])
 
 
+def student(ratio: float, draws: float) -> float:
+    """The normal score with the two-sided probability that ``ratio`` has under Student's distribution of ``draws`` − 1 degrees."""
+    if draws > MANY:
+        return ratio
+    return math.copysign(float(stats.norm.isf(stats.t.sf(abs(ratio), draws - 1))), ratio)
+
+
 def exact(law: Law) -> Moments:
     """The exact moments of a law: the module of its stem in theory/, its own fields as keywords."""
     parameters = {}
@@ -150,7 +154,15 @@ def exact(law: Law) -> Moments:
     return moments(law.stem, parameters.pop("n"), parameters.pop("rank"), parameters.pop("c"), **parameters)
 
 
-def check_law(law: Law, *, truth: Moments | None = None, resolution: float = 0.01, seed: int = 0, max_draws: int = 20_000_000) -> Check:
+def check_law(
+    law: Law,
+    *,
+    truth: Moments | None = None,
+    resolution: float = 0.01,
+    seed: int = 0,
+    max_draws: int = 20_000_000,
+    device: torch.device | str = "cpu",
+) -> Check:
     """Draws of ``law`` against its exact moments, by contrasts in float64.
 
     tr PS and aᵀPa test E[P]; (aᵀPa)² and ‖Pa‖² test M ↦ E[PMP] at M = aaᵀ (off the diagonal too) and M = I; ⟨V, E⟩ tests E[V] = 0 where
@@ -158,9 +170,9 @@ def check_law(law: Law, *, truth: Moments | None = None, resolution: float = 0.0
     leaves some directions to rare draws with large weights, so its plain tr P is tested too, but coarsely. ``truth``: the moments to hold
     it against, its own by default. ``resolution``: relative defect in the scale c to be seen; second moments get twice that.
     """
+    _check_arguments(f"check_law({law})", resolution, law)
     truth = exact(law) if truth is None else truth
-    a, S = _probe(law, seed)
-    weight = torch.linalg.cholesky(S + 1e-12 * torch.eye(law.n)).mT  # tr PS = ‖S^{1/2}V‖², any square root
+    a, weight = _probe(law, seed)
     corner = torch.eye(law.n, law.rank, dtype=torch.float64) / math.sqrt(law.rank)
     vector = a.numpy()
     image = truth.second_moment(np.stack([np.outer(vector, vector), np.eye(law.n)]))
@@ -177,6 +189,8 @@ def check_law(law: Law, *, truth: Moments | None = None, resolution: float = 0.0
     if truth.centred:
         expected.append(("E[V]", 0.0, 5.0))
         scales.append(math.sqrt(truth.c * truth.n))  # √E‖V‖²
+
+    a, weight, corner = a.to(device), weight.to(device), corner.to(device)
 
     def statistics(size: int, generator: torch.Generator) -> Tensor:
         V = law.sample(size, generator=generator, dtype=torch.float64)
@@ -202,7 +216,9 @@ def check_law(law: Law, *, truth: Moments | None = None, resolution: float = 0.0
 
     required = [resolution * factor for _, _, factor in expected]
     names, values = [name for name, _, _ in expected], [value for _, value, _ in expected]
-    return _decide(str(law), seed, run, names, values, scales, required, None, max_draws)
+    spread = float(np.trace(truth.trace_weighted_mean())) - float(np.trace(truth.mean)) ** 2  # Var(tr P), of rare draws that a pilot misses
+    least = 1.3 * spread * (WIDTH / (required[names.index("tr P")] * scales[names.index("tr P")])) ** 2
+    return _decide(str(law), seed, device, run, names, values, scales, required, None, max_draws, least=int(least))
 
 
 def check_estimator(
@@ -222,25 +238,37 @@ def check_estimator(
     loss whose gradient is Ĝ). ``draws``: fixed number; None takes it from a pilot so that ``resolution`` (alignment) and twice that
     (mean squared error) are reached.
     """
-    population = gradients if gradients.ndim == 3 else gradients.unsqueeze(0)
-    _, noise, signal = mse.gradient_moments(population.double().cpu().numpy())
+    call = f"check_estimator({law})"
+    _check_arguments(call, resolution, law)
+    if gradients.ndim not in (2, 3) or gradients.shape[-1] != law.n:
+        raise ValueError(f"{call}: gradients must be (m, {law.n}) or (N, m, {law.n}), got {tuple(gradients.shape)}")
+    population = (gradients if gradients.ndim == 3 else gradients.unsqueeze(0)).double()
+    if not bool((population != 0).any()):
+        raise ValueError(f"{call}: gradients of shape {tuple(gradients.shape)} are all zero, every law estimates them exactly")
+    _, noise, signal = mse.gradient_moments(population.cpu().numpy())
     truth = exact(law) if truth is None else truth
     rows = population.shape[-2]
     predicted = mse.ipa(truth, noise, signal) if estimator == "ipa" else mse.lr(truth, rows, noise, signal)
-    scales = [max(abs(predicted.alignment), 1e-300), max(predicted.total, 1e-9 * predicted.signal)]
+    norm = predicted.signal
+    signal_seen = norm > 0  # with g = 0 there is nothing to be aligned with
+    names, values = ["E‖estimate − g‖²"], [predicted.total]
+    scales, required = [max(predicted.total, 0.01 * norm)], [2 * resolution]  # an error of zero (r = n) is judged against ‖g‖²
+    if signal_seen:
+        names, values = ["⟨estimate, g⟩/‖g‖²", *names], [predicted.alignment, *values]
+        scales, required = [max(abs(predicted.alignment), 0.01), *scales], [resolution, *required]
 
     def run(draws: int, generator: torch.Generator) -> list[Estimate]:
         result = _measure(estimator, law, population, draws, generator)
-        return [result.alignment, result.mse]
+        return [result.alignment, result.mse] if signal_seen else [result.mse]
 
-    names, values = ["⟨estimate, g⟩/‖g‖²", "E‖estimate − g‖²"], [predicted.alignment, predicted.total]
     subject = f"{estimator} {law} on {tuple(gradients.shape)}"
-    return _decide(subject, seed, run, names, values, scales, [resolution, 2 * resolution], draws, max_draws)
+    return _decide(subject, seed, population.device, run, names, values, scales, required, draws, max_draws)
 
 
 def _decide(
     subject: str,
     seed: int,
+    device: torch.device | str,
     run: Callable[[int, torch.Generator], list[Estimate]],
     names: list[str],
     values: list[float],
@@ -248,28 +276,33 @@ def _decide(
     required: list[float],
     draws: int | None,
     max_draws: int,
+    least: int = PILOT,
 ) -> Check:
-    """Run ``run`` once with ``draws`` draws, or with as many as a pilot says, and compare.
+    """Run ``run`` once with ``draws`` draws, or with as many as pilots say, and compare.
 
-    Where a run turns out too short for its resolution (heavy tails that the pilot missed) it is taken as the next pilot, thrown away, and
-    replaced by fresh draws: only its standard errors are used, so the choice of N never sees the result.
+    A short pilot says how many draws are needed, a second one of a quarter of that says it again (it sees rarer draws), and both are
+    thrown away: N is fixed before the one run that is looked at. If that run is too short after all, its verdicts are unresolved.
     """
-    index, count = 0, PILOT
-    fixed = draws is not None
-    draws = draws if draws is not None else 0
-    while True:
-        if not fixed:
-            pilot = run(count, keyed.generator(seed, subject, index))
-            draws = _enough(pilot, count, scales, required, max_draws)
-            index += 1
-        estimates = run(draws, keyed.generator(seed, subject, index))
-        verdicts = tuple(
-            Verdict(name=name, estimate=e.value, standard_error=e.standard_error, theory=value, scale=scale, required=need)
-            for name, e, value, scale, need in zip(names, estimates, values, scales, required, strict=True)
-        )
-        if fixed or draws >= max_draws or all(v.resolved for v in verdicts):
-            return Check(subject=subject, draws=draws, verdicts=verdicts)
-        count, index = draws, index + 1
+    if draws is None:
+        draws = min(max_draws, max(PILOT, least))
+        for index, count in enumerate((PILOT, None)):
+            size = max(PILOT, draws // 4) if count is None else count
+            pilot = run(size, keyed.generator(seed, f"pilot {subject}", index, device))
+            draws = max(draws, _enough(pilot, size, scales, required, max_draws))
+    estimates = run(draws, keyed.generator(seed, subject, 0, device))
+    verdicts = tuple(
+        Verdict(name=name, estimate=e.value, standard_error=e.standard_error, theory=value, scale=scale, required=need, draws=draws)
+        for name, e, value, scale, need in zip(names, estimates, values, scales, required, strict=True)
+    )
+    return Check(subject=subject, draws=draws, verdicts=verdicts)
+
+
+def _check_arguments(call: str, resolution: float, law: Law) -> None:
+    if not 0 < resolution < math.inf:
+        raise ValueError(f"{call}: resolution={resolution} must be positive and finite")
+    reference = law.reference()
+    if reference is not None and reference.ndim > 2:
+        raise ValueError(f"{call}: the law holds {reference.shape[0]} layers; check them one at a time")
 
 
 def _measure(estimator: str, law: Law, population: Tensor, draws: int, generator: torch.Generator) -> Measurement:
@@ -281,29 +314,29 @@ def _measure(estimator: str, law: Law, population: Tensor, draws: int, generator
 
     def estimates(size: int, generator: torch.Generator) -> Tensor:
         V = law.sample(size, generator=generator, dtype=population.dtype)
-        Z = torch.randn(1, size, m, law.rank, generator=generator, dtype=population.dtype)
-        G = population[torch.randint(count, (size,), generator=generator)]
-        sketched = lr(lambda W: (W * G).sum((-2, -1)), torch.zeros(m, n, dtype=population.dtype), V, Z, epsilon=1.0)
+        Z = torch.randn(1, size, m, law.rank, generator=generator, device=population.device, dtype=population.dtype)
+        G = population[torch.randint(count, (size,), generator=generator, device=population.device)]
+        sketched = lr(lambda W: (W * G).sum((-2, -1)), population.new_zeros(m, n), V, Z, epsilon=1.0)
         return lift(sketched, V)
 
     return measure_estimates(estimates, population.mean(0), draws, generator=generator)
 
 
 def _probe(law: Law, seed: int) -> tuple[Tensor, Tensor]:
-    """The contrast vector a, (n,), of unit length, and S, (n, n), of trace n; float64."""
+    """The contrast vector a, (n,), of unit length, and S^{1/2}, (n, n), tr S = n: tr PS = ‖S^{1/2}V‖². Float64, on the CPU."""
     generator = keyed.generator(seed, f"probe {law}", 0)
     sign = torch.randint(0, 2, (law.n,), generator=generator).double() * 2 - 1
     S = law.reference()
     if S is None:
-        a, S = sign / torch.arange(1, law.n + 1).double().sqrt(), torch.eye(law.n, dtype=torch.float64)
+        a, root = sign / torch.arange(1, law.n + 1).double().sqrt(), torch.eye(law.n, dtype=torch.float64)
     else:
-        S = S.double().cpu()
-        sigma, Q = torch.linalg.eigh(S)
-        a = Q @ (sigma.clamp_min(0).sqrt() * sign)
-    return a / a.norm(), S * (law.n / S.trace())
+        sigma, Q = torch.linalg.eigh(S.double().cpu())
+        spread = (sigma.clamp_min(0) * (law.n / sigma.sum())).sqrt()
+        a, root = Q @ (spread * sign), (Q * spread) @ Q.mT
+    return a / a.norm(), root
 
 
 def _enough(pilot: list[Estimate], count: int, scales: list[float], required: list[float], max_draws: int) -> int:
-    """Draws after which every statistic has 8 standard errors inside its resolution, with a fifth in hand for the pilot's own error."""
+    """Draws after which every statistic has 8 standard errors inside its resolution, with a third in hand for the pilot's own error."""
     ratios = [(WIDTH * e.standard_error / (need * scale)) ** 2 for e, scale, need in zip(pilot, scales, required, strict=True)]
-    return int(min(max_draws, max(PILOT, 1.2 * count * max(ratios))))
+    return int(min(max_draws, max(PILOT, 1.3 * count * max(ratios))))

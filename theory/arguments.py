@@ -15,6 +15,8 @@ SYMMETRY = 1e-8  # relative asymmetry above which a matrix is not a rounded symm
 def check_rank(call: str, n: int, rank: int, c: float = 1.0) -> None:
     """Raise ``ValueError`` unless 1 ≤ rank ≤ n and c is positive and finite."""
     where = f"{call}(n={n}, r={rank}, c={c})"
+    if rank != rank or rank != int(rank):
+        raise ValueError(f"{where}: rank must be an integer")
     if rank < 1:
         raise ValueError(f"{where}: rank must be at least 1")
     if rank > n:

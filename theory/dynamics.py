@@ -106,7 +106,7 @@ def lazy_contraction(n: int, rank: int, eta: float, curvature: float, inner: int
     """E‖Θ‖² after one outer step of K = ``inner`` SGD steps in a held subspace, over E‖Θ‖² before; H = hI, no noise.
 
     1 − (r/n)[1 − (1 − ηh·cn/r)^{2K}] for every law with VᵀV = (cn/r)I and E[P] = cI: P/(cn/r) is a projector, so Θ shrinks by
-    (1 − ηh·cn/r)^K inside the subspace, stays outside, and the subspace holds r/n of ‖Θ‖² on average (theory.md §5).
+    (1 − ηh·cn/r)^K inside the subspace, stays outside, and the subspace holds r/n of ‖Θ‖² on average.
     """
     check_rank("dynamics.lazy_contraction", n, rank, c)
     shrink = 1 - eta * curvature * c * n / rank

@@ -27,6 +27,9 @@ STEMS = (
 )
 
 
+ISOTROPY = 1e-5  # relative departure of E[P] from cI that a basis orthonormal in float32 may cause
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moments:
     """E[P], the map M ↦ E[PMP] and E[tr(P)P] of one law in dimension n, as float64 arrays."""
@@ -46,8 +49,8 @@ class Moments:
 
     @cached_property
     def unbiased(self) -> bool:
-        """Whether E[P] = cI, to rounding."""
-        return bool(np.abs(self.mean - self.c * np.eye(self.n)).max() < 1e-9 * self.c)
+        """Whether E[P] = cI, to the rounding of a float32 basis."""
+        return bool(np.abs(self.mean - self.c * np.eye(self.n)).max() < ISOTROPY * self.c)
 
 
 def moments(stem: str, n: int, rank: int, c: float = 1.0, **parameters: Any) -> Moments:

@@ -43,8 +43,8 @@ class Decomposition:
 
     @property
     def alignment(self) -> float:
-        """⟨E[estimate], g⟩/‖g‖², which is c for a weakly unbiased law."""
-        return self.inner / self.signal
+        """⟨E[estimate], g⟩/‖g‖², which is c for a weakly unbiased law; NaN when g = 0."""
+        return self.inner / self.signal if self.signal > 0 else float("nan")
 
 
 def gradient_moments(gradients: ArrayLike) -> tuple[Array, Array, Array]:
@@ -127,6 +127,8 @@ def _pair(call: str, law: Moments, noise: ArrayLike, signal: ArrayLike) -> tuple
     for name, value in (("noise", noise), ("signal", signal)):
         if value.shape != (law.n, law.n):
             raise ValueError(f"{call}: {name} has shape {value.shape}, the law has n={law.n}")
+        if float(value.diagonal().min()) < 0:
+            raise ValueError(f"{call}: {name} is a second moment and cannot have a negative diagonal ({value.diagonal().min():.3g})")
     return noise, signal
 
 

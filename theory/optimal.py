@@ -25,7 +25,7 @@ def instance_independent_floor(n: int, rank: int, c: float = 1.0) -> float:
 def inclusion_probabilities(sigma: ArrayLike, rank: float, floor: float = 0.0) -> Array:
     """π of shape (n,), the inclusion probabilities that minimise Σ σᵢ/πᵢ subject to Σπ = r and floor·r/n ≤ πᵢ ≤ 1.
 
-    πᵢ = min{1, (r−τ)√σᵢ / Σ_{unsaturated} √σ_j}, τ the number of saturated units (theory.md §3; arXiv 2603.20632).
+    πᵢ = min{1, (r−τ)√σᵢ / Σ_{unsaturated} √σ_j}, τ the number of saturated units (arXiv 2603.20632).
     ``sigma``: (n,) eigenvalues of S, in any order, zeros allowed. ``floor``: share of the uniform probability r/n that every unit keeps,
     in [0, 1]; units that would fall below are set to it and the rest is solved again. With floor = 0 a unit with σᵢ = 0 has πᵢ = 0
     unless fewer than r units are positive; the rest of r is then spread evenly over the zeros, which costs nothing.

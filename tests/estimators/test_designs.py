@@ -48,7 +48,7 @@ def test_inclusion_is_exact_to_second_order(design: spectral.Design, pi: list[fl
 
 
 def test_multinomial_does_not_have_them(generator: torch.Generator) -> None:
-    """theory.md §3: target .9/.6/.3/.1/.1 gives about .77/.63/.35/.12/.12."""
+    """Target .9/.6/.3/.1/.1 gives about .77/.63/.35/.12/.12."""
     pi = torch.tensor([0.9, 0.6, 0.3, 0.1, 0.1], dtype=torch.float64)
     J = torch.multinomial(pi.expand(100_000, -1), 2, replacement=False, generator=generator)
     seen = torch.zeros(100_000, 5).scatter_(1, J, 1.0).mean(0)

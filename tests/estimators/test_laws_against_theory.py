@@ -64,6 +64,22 @@ def test_a_stale_basis_costs_variance_and_no_bias(generator: torch.Generator) ->
     assert old.verdicts[1].theory > 1.5 * fresh.verdicts[1].theory
 
 
+@pytest.mark.parametrize("name", [name for name in LAWS if name in ("haar_stiefel", "coordinate", "dct", "spectral", "top_svd")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_error_of_exactly_zero_holds(name: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """r = n, and the top-r SVD of a matrix of rank r: nothing is lost, and rounding is not a defect."""
+    G = torch.randn(4, 8, generator=generator, dtype=dtype)
+    law = LAWS[name].from_second_moment((G.mT @ G).double(), 4 if name == "top_svd" else 8)
+    check = check_estimator(law, G)
+    assert check.holds and check.verdicts[1].theory < 1e-9, check
+
+
+def test_pure_noise_has_no_alignment_to_check(generator: torch.Generator) -> None:
+    G = torch.randn(1, 3, 6, generator=generator, dtype=torch.float64)
+    check = check_estimator(HaarStiefel(n=6, rank=2), torch.cat([G, -G]), resolution=0.05)
+    assert check.holds and [v.name for v in check.verdicts] == ["E‖estimate − g‖²"], check
+
+
 def test_a_check_says_what_it_would_have_seen() -> None:
     check = check_law(HaarStiefel(n=8, rank=3))
     assert all(v.resolution <= v.required for v in check.verdicts)
@@ -74,6 +90,12 @@ def test_a_check_says_what_it_would_have_seen() -> None:
     assert (check.estimate, check.standard_error, check.theory, check.z) == (
         check.decisive.estimate, check.decisive.standard_error, check.decisive.theory, check.decisive.z,
     )  # fmt: skip
+    with pytest.raises(ValueError, match="resolution=0"):
+        check_law(HaarStiefel(n=8, rank=3), resolution=0.0)
+    with pytest.raises(ValueError, match=r"check_estimator\(HaarStiefel\(n=8, r=3, c=1\)\): gradients must be"):
+        check_estimator(HaarStiefel(n=8, rank=3), torch.ones(2, 7))
+    with pytest.raises(ValueError, match="are all zero"):
+        check_estimator(HaarStiefel(n=8, rank=3), torch.zeros(2, 8))
     with pytest.raises(ValueError, match="known estimators"):
         check_estimator(HaarStiefel(n=8, rank=3), torch.ones(2, 8).double(), estimator="spsa")  # pyright: ignore[reportArgumentType]
 
@@ -107,20 +129,15 @@ def test_one_coordinate_has_its_marginal(generator: torch.Generator) -> None:
 
 
 def test_rotation_invariance(generator: torch.Generator) -> None:
-    """E[(aᵀPb)²] is the same for every orthonormal pair."""
-    law = HaarStiefel(n=5, rank=2)
-    Q = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64))[0]
-    expected = None
-    for a, b in [(torch.eye(5)[0].double(), torch.eye(5)[1].double()), (Q[:, 0], Q[:, 1])]:
-        n, r = 5, 2
-        alpha, beta = r * (n * r + n - 2) / (n * (n - 1) * (n + 2)), r * (n - r) / (n * (n - 1) * (n + 2))
-        # E[P aaᵀ P] = (n/r)²(α aaᵀ + β I), so E[(aᵀPb)²] = (n/r)²β
-        expected = (n / r) ** 2 * beta
-        assert alpha > beta
+    """E[(aᵀPb)²] = (n/r)²β for every orthonormal pair: E[PaaᵀP] = (n/r)²(αaaᵀ + βI)."""
+    n, r = 5, 2
+    law, expected = HaarStiefel(n=n, rank=r), (n / r) ** 2 * r * (n - r) / (n * (n - 1) * (n + 2))
+    Q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+    I = torch.eye(n, dtype=torch.float64)
+    for a, b in [(I[0], I[1]), (Q[:, 0], Q[:, 1])]:
 
         def draw(size: int, generator: torch.Generator, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
             V = law.sample(size, generator=generator, dtype=torch.float64)
             return ((a @ V) * (b @ V)).sum(-1).square()
 
         assert_mean(draw, expected, draws=200_000, resolution=0.02, generator=generator)
-    assert math.isfinite(expected or math.nan)

@@ -107,7 +107,9 @@ def test_a_finished_question_is_not_computed_again(tour: Path, monkeypatch: pyte
     assert dynamics.main(config).path == run_of(tour, "dynamics")
 
 
-def test_an_interrupted_run_continues_to_the_same_rows(tour: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [13, 50, 98])
+def test_an_interrupted_run_continues_to_the_same_rows(tour: Path, tmp_path: Path, share: int) -> None:
+    """Cut anywhere, also inside a line or a character, or among the rows written last."""
     for start, question, config in (
         ("dynamics", dynamics, dynamics.PRESETS["smoke"]),
         ("validate-synthetic", validate, validate.PRESETS["smoke"]),
@@ -117,9 +119,9 @@ def test_an_interrupted_run_continues_to_the_same_rows(tour: Path, tmp_path: Pat
         copy = tmp_path / done.name
         shutil.copytree(done, copy)
         (copy / "DONE").unlink()
-        lines = (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        last = [i for i, line in enumerate(lines[: len(lines) // 2]) if '"kind": "layer"' in line or start != "validate-tiny"][-1]
-        (copy / "metrics.jsonl").write_text("".join(lines[: last + 1]) + lines[last + 1][:20], encoding="utf-8")  # cut mid-line
+        (copy / "metrics.jsonl").write_bytes(
+            (done / "metrics.jsonl").read_bytes()[: share * (done / "metrics.jsonl").stat().st_size // 100]
+        )
         question.main(type(config)(**{**vars(config), "runs_dir": tmp_path, "quiet": True}))
         strip = lambda path: [{k: v for k, v in row.items() if k != "seconds"} for row in runs.read_rows(path)]  # noqa: E731
         assert strip(copy) == strip(done)

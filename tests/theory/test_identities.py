@@ -61,7 +61,7 @@ def test_the_map_is_linear_symmetric_positive_and_scales(stem: str, size: tuple[
     np.testing.assert_allclose(np.sum(B * batched[0]), np.sum(batched[1] * A), atol=1e-7)
 
 
-TABLE = {  # E[P²]/c² of theory.md §1
+TABLE = {  # E[P²]/c², as published or derived in the docstrings
     "gaussian": lambda n, r: (n + r + 1) / r,
     "rademacher": lambda n, r: (n + r - 1) / r,
     "sparse_sign": lambda n, r: (n + r + 1) / r,

@@ -64,7 +64,7 @@ def test_relative_error_without_noise(n: int, rank: int, m: int) -> None:
     gaussian = mse.ipa(moments("gaussian", n, rank), np.zeros((n, n)), signal)
     assert haar.total / haar.signal == pytest.approx(n / rank - 1, abs=1e-9)
     assert gaussian.total / gaussian.signal == pytest.approx((n + 1) / rank)
-    # zeroth order, theory.md §6: c = 1
+    # zeroth order at c = 1
     norm = np.trace(signal)
     assert mse.lr(moments("haar_stiefel", n, rank), m, 0 * signal, signal).square == pytest.approx(n / rank * (m * rank + 2) * norm)
     expected = (m * (n + 2 / rank) + 2 * (n + rank + 1) / rank) * norm
