@@ -77,8 +77,10 @@ def error_against_rank(rows: pd.DataFrame, title: str) -> Figure:
     """
     style()
     panels = list(dict.fromkeys(rows.panel))
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.0), sharey=True, squeeze=False)
-    for ax, panel in zip(axes[0], panels, strict=True):
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.6 * lines), sharey=True, squeeze=False)
+    for ax, panel in zip(axes.flat, panels, strict=False):
         for law, group in rows[rows.panel == panel].groupby("law", sort=False):
             group, law = pd.DataFrame(group).sort_values(by=["ratio"]), str(law)
             dashes = "-" if law in PALETTE else "--"
@@ -98,8 +100,12 @@ def error_against_rank(rows: pd.DataFrame, title: str) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="r/n", title=panel)
         ax.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
         ax.minorticks_off()
-    axes[0][0].set_ylabel("E‖estimate − g‖² / ‖g‖²")
-    figure.suptitle(title, y=1.02)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("E‖estimate − g‖² / ‖g‖²")
+    figure.suptitle(title, y=1.0)
+    figure.tight_layout()
     _legend(figure, axes[0][0])
     return figure
 

@@ -42,7 +42,7 @@ class Config:
     """Isotropy constant: E[VVᵀ] = cI."""
     seed: int = 0
     """Of everything random."""
-    shapes: tuple[str, ...] = ("12x20", "40x24")
+    shapes: tuple[str, ...] = ("12x20", "24x16")
     """Synthetic: rows x columns."""
     spectra: tuple[str, ...] = ("power", "low_rank")
     """Synthetic: decay of the singular values, of flat, power, exponential, low_rank."""

@@ -280,13 +280,13 @@ def _decide(
 ) -> Check:
     """Run ``run`` once with ``draws`` draws, or with as many as pilots say, and compare.
 
-    A short pilot says how many draws are needed, a second one of a quarter of that says it again (it sees rarer draws), and both are
+    A short pilot says how many draws are needed, a second one of an eighth of that says it again (it sees rarer draws), and both are
     thrown away: N is fixed before the one run that is looked at. If that run is too short after all, its verdicts are unresolved.
     """
     if draws is None:
         draws = min(max_draws, max(PILOT, least))
         for index, count in enumerate((PILOT, None)):
-            size = max(PILOT, draws // 4) if count is None else count
+            size = max(PILOT, draws // 8) if count is None else count
             pilot = run(size, keyed.generator(seed, f"pilot {subject}", index, device))
             draws = max(draws, _enough(pilot, size, scales, required, max_draws))
     estimates = run(draws, keyed.generator(seed, subject, 0, device))
