@@ -93,7 +93,7 @@ def _synthetic(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         + figure(lambda: figures.error_against_rank(pd.DataFrame(mse), "Mean squared error of ĜVVᵀ: exact (lines), measured (points)"),
                  "Error bars: ±2 standard errors, smaller than most markers. Laws of equal exact error lie on one line.")
         + figure(lambda: figures.z_scores(random.z.to_numpy(), "All verdicts"),
-                 "If theory and error bars are right, z is standard normal. Statistics that every draw has exactly (such as tr P of Haar) are left out.")
+                 "If theory and error bars are right, z is standard normal. Statistics that never vary, such as tr P of Haar, are left out.")
         + details_block("All verdicts", table(records(pd.DataFrame(details))))
     )  # fmt: skip
 
