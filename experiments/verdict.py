@@ -28,6 +28,7 @@ Z_LIMIT = 5.0  # two-sided probability 6e-7 a statistic
 WIDTH = 8.0  # standard errors inside one resolution: a defect of that size is seen at z > 5 with probability 0.999
 PILOT = 4096
 MANY = 2000  # draws beyond which Student's distribution is the normal one at 5 standard errors, to 2 %
+CHUNK_BYTES = 2**23  # of draws made at once: small enough to stay near the cache
 ROUNDING = 1e-11  # relative spread of a statistic that is constant in exact arithmetic (float64)
 
 
@@ -206,7 +207,7 @@ def check_law(
             columns.append((V * corner).sum((-2, -1)))
         return torch.stack(columns, dim=1)
 
-    chunk = max(1, 2**25 // (8 * law.n * law.rank))
+    chunk = max(1, CHUNK_BYTES // (8 * law.n * law.rank))
 
     def run(draws: int, generator: torch.Generator) -> list[Estimate]:
         running = Running()
@@ -307,7 +308,7 @@ def _check_arguments(call: str, resolution: float, law: Law) -> None:
 
 def _measure(estimator: str, law: Law, population: Tensor, draws: int, generator: torch.Generator) -> Measurement:
     if estimator == "ipa":
-        return measure(law, population, draws, generator=generator, track_mean=False)
+        return measure(law, population, draws, generator=generator, track_mean=False, budget_bytes=2 * CHUNK_BYTES)
     if estimator != "lr":
         raise ValueError(f"check_estimator(estimator={estimator!r}): known estimators are 'ipa' and 'lr'")
     count, m, n = population.shape
