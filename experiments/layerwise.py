@@ -13,9 +13,10 @@ from torch import Tensor
 from estimators import Population, keyed, measure
 from estimators.law import Law, Spectrum
 from experiments import data, models, runs
+from experiments.checks import exact
 from experiments.contenders import contenders, rank_of
 from experiments.gradients import Statistics, linear_layers, populations, statistics
-from experiments.verdict import WIDTH, Z_LIMIT, Verdict, exact, student
+from experiments.verdict import WIDTH, Z_LIMIT, Verdict, student
 from theory import mse, optimal
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from estimators import LAWS
 from experiments import layerwise, runs, synthetic
-from experiments.verdict import Check, Verdict, check_estimator, check_law
+from experiments.checks import check_estimator, check_law
+from experiments.verdict import Check, Verdict
 
 __all__ = ["Check", "Config", "Verdict", "check_estimator", "check_law", "main"]
 
