@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,8 @@ def main(config: Config) -> list[Path]:
                 written.append(target)
         target = folder / f"{label}.json"
         identity = {key: value for key, value in run.config.items() if key not in runs.NOT_IDENTITY}
-        environment = run.read("env.json")
-        environment["command"] = re.sub(r" --runs-dir \S+", "", environment["command"])  # where a run lay is nobody's concern
+        text = (run.path / "env.json").read_text(encoding="utf-8")
+        environment = json.loads(re.sub(r" --runs-dir [^\s\"]+", "", text))  # where a run lay is nobody's concern
         runs.write_json(target, {"config": identity, "environment": environment})
         written.append(target)
     return written
