@@ -7,11 +7,13 @@
 torch.Size([100, 256, 32])
 """
 
+from estimators.convert import Conversion, convert
 from estimators.coordinate import Coordinate, CoordinateReplacement
 from estimators.gaussian import Gaussian
 from estimators.haar_stiefel import HaarStiefel
 from estimators.ipa import ipa
 from estimators.law import Law
+from estimators.linear import LowRankLinear
 from estimators.lr import lr
 from estimators.measure import Estimate, Measurement, Population, measure, measure_estimates
 from estimators.rademacher import Rademacher
@@ -38,6 +40,7 @@ LAWS: dict[str, type[Law]] = {
 
 __all__ = [
     "LAWS",
+    "Conversion",
     "Coordinate",
     "CoordinateReplacement",
     "Estimate",
@@ -46,6 +49,7 @@ __all__ = [
     "HaarStiefel",
     "Hadamard",
     "Law",
+    "LowRankLinear",
     "Measurement",
     "Population",
     "Rademacher",
@@ -53,6 +57,7 @@ __all__ = [
     "SpectralSampling",
     "SubsampledTransform",
     "TopSVD",
+    "convert",
     "estimate",
     "ipa",
     "lift",

@@ -40,6 +40,7 @@ class Law(abc.ABC):
 
     stem: ClassVar[str]  # the module of this law here and in theory/
     unbiased: ClassVar[bool] = True  # E[VVᵀ] = cI
+    fitted: ClassVar[bool] = False  # drawn from known directions of the gradient: has ``from_basis(Q, sigma, tail, rank, c)``
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or not isinstance(self.n, int):

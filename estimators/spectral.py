@@ -41,6 +41,7 @@ class SpectralSampling(Law):
     design: Literal["systematic", "pivotal"] = "systematic"
 
     stem: ClassVar[str] = "spectral"
+    fitted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,10 +58,25 @@ class FixedBasis(Law):
 class TopSVD(FixedBasis):
     """V = √c·Q with Q the top-r right singular vectors of a gradient: ``from_matrix(G, rank)`` or ``from_second_moment(S, rank)``."""
 
+    fitted: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.basis is None:
             raise ValueError(f"{self}: needs the basis of a gradient, use TopSVD.from_matrix or TopSVD.from_second_moment")
+
+    @classmethod
+    def from_basis(
+        cls,
+        Q: Float[Tensor, "n k"],
+        sigma: Tensor,
+        tail: float | Tensor,
+        rank: int,
+        c: float = 1.0,
+    ) -> Self:
+        """The law of the leading ``rank`` of k ≥ r known directions; σ and tail, which the spectral law needs as well, are not looked at."""
+        del sigma, tail
+        return cls(n=Q.shape[-2], rank=rank, c=c, basis=Q[..., :rank])
 
     @classmethod
     def from_matrix(cls, G: Float[Tensor, "m n"], rank: int, c: float = 1.0) -> Self:

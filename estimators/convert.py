@@ -1,0 +1,280 @@
+"""``convert``: make the linear layers of any torch model move only in random low-rank subspaces, and turn them back when done.
+
+    handle = convert(model, law="haar_stiefel", rank=64, refresh_every=200)
+    optimizer = torch.optim.AdamW(handle.parameters(), lr=1e-3)
+    for batch in batches:
+        loss(model, batch).backward(); optimizer.step(); handle.step(optimizer); optimizer.zero_grad()
+    handle.finalize()
+
+Two clocks: every ``lift_every`` steps W ← W + BVᵀ, B ← 0; every ``refresh_every`` steps (K) V is drawn again. V is a pure function of (seed,
+layer name, draw number). With ``lift_every=1`` the forward pass is one plain product, and the iteration is the same for any
+optimizer whose step does not look at the value of B. Unbiased under every law of ``LAWS`` but the truncated ones. Reference: arXiv 2603.20632.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from estimators import keyed, selection
+from estimators.fitting import Fitting
+from estimators.law import Law
+from estimators.linear import LowRankLinear
+from estimators.rounding import SIXTEEN_BIT, stochastic_round
+from estimators.transport import POLICIES, Policy, carry
+
+Lift = Literal["master", "stochastic", "nearest"]
+
+
+class Conversion:
+    """Replace the targeted ``nn.Linear`` modules of ``model`` in place; the handle that drives them.
+
+    ``layers``: name → ``LowRankLinear``; ``left_alone``: parameter or module name → why it was not converted.
+
+    ``law``: a name of ``LAWS`` or a law class, ``options``: its other fields; ``rank``: r of every layer, or as a fraction in (0, 1) of its n;
+    ``targets``: None (every ``nn.Linear`` outside the output head), a regular expression searched in the module's name, a list of names or
+    name endings, or a predicate (name, module) → bool; ``state``: what happens to the optimizer's state when V changes (estimators/transport.py);
+    ``lift``: how small lifts reach 16-bit weights, by a float32 ``master`` copy, by ``stochastic`` rounding, or to the ``nearest`` (they get lost);
+    ``store``: keep V (n×r numbers a layer) or draw it from its key at each use.
+
+    For laws fitted to the gradient: ``keep``: directions known a layer, an integer k or, as a float, a multiple of its rank; ``basis_every``: redraws
+    between two full gradients; ``online``: weight in (0, 1] of what the sketches ĜV of the last K steps showed, 0 to learn from full gradients only.
+    Their first draw, made before any gradient was seen, is Haar–Stiefel, and is replaced after the first step.
+
+    Raises ``ValueError`` for impossible values or when nothing is left to convert.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        law: str | type[Law] = "haar_stiefel",
+        rank: int | float,  # r
+        targets: selection.Targets = None,
+        c: float = 1.0,
+        seed: int = 0,
+        lift_every: int = 1,
+        refresh_every: int = 200,  # K
+        state: Policy = "reset",
+        lift: Lift = "master",
+        store: bool = True,
+        keep: int | float = 2.0,
+        basis_every: int = 1,
+        online: float = 0.0,
+        **options: Any,
+    ) -> None:
+        from estimators import LAWS  # the registry imports every law; it cannot be imported before them
+
+        call = f"convert(law={law!r}, rank={rank}, c={c:g}, lift_every={lift_every}, refresh_every={refresh_every})"
+        if isinstance(law, str) and law not in LAWS:
+            raise ValueError(f"{call}: unknown law, known are {', '.join(LAWS)}")
+        if lift_every < 1 or refresh_every < 1 or basis_every < 1:
+            raise ValueError(f"{call}: lift_every, refresh_every and basis_every must be at least 1")
+        if state not in POLICIES:
+            raise ValueError(f"{call}: unknown state policy {state!r}, known are {', '.join(POLICIES)}")
+        if lift not in get_args(Lift):
+            raise ValueError(f"{call}: unknown lift {lift!r}, known are {', '.join(get_args(Lift))}")
+        if not 0 <= online <= 1:
+            raise ValueError(f"{call}: online={online} is a weight and must be in [0, 1]")
+        if not (c > 0 and math.isfinite(c)):
+            raise ValueError(f"{call}: c must be positive and finite")
+        self.model, self.seed = model, seed
+        self.law = LAWS[law] if isinstance(law, str) else law
+        if online and not self.law.fitted:
+            raise ValueError(f"{call}: online={online} is for laws fitted to the gradient, {self.law.__name__} is not")
+        self.lift_every, self.refresh_every, self.basis_every = lift_every, refresh_every, basis_every
+        self.state: Policy = state
+        self.rounding, self.store = lift, store
+        self.fitting = Fitting(self.law, c, options, keep, online, seed)
+        chosen, self.left_alone = selection.choose(model, targets, rank)
+        if not chosen:
+            reasons = sorted(set(self.left_alone.values()))
+            raise ValueError(
+                f"{call}: no layer of {type(model).__name__} can be converted ({'; '.join(reasons) or 'it has no parameters'})"
+            )
+        self.layers = {name: LowRankLinear(module, selection.rank_of(module, rank)) for name, module in chosen.items()}
+        for layer in self.layers.values():
+            self.fitting.check(layer)  # impossible options are refused before the model is touched
+        for name, layer in self.layers.items():
+            selection.replace(model, name, layer)
+        self.steps, self.draws = 0, 0
+        self._laws: dict[str, Law] = {}
+        self._masters = {
+            name: layer.weight.detach().float()
+            for name, layer in self.layers.items()
+            if lift == "master" and layer.weight.dtype in SIXTEEN_BIT
+        }
+        for name, layer in self.layers.items():
+            self._hold(name, layer)
+            if online:
+                layer.B.register_hook(lambda sketch, name=name: self._accumulate(name, sketch))
+        self._arm()
+
+    # parameters
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that is trained: the B of every converted layer, and all other parameters of the model that require a gradient."""
+        return (p for p in self.model.parameters() if p.requires_grad)
+
+    def subspace_parameters(self) -> list[nn.Parameter]:
+        """The B (m×r) of the converted layers, in the model's order."""
+        return [layer.B for layer in self.layers.values()]
+
+    def other_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters that are not projected: embeddings, head, norms, biases."""
+        mine = {id(p) for p in self.subspace_parameters()}
+        return [p for p in self.parameters() if id(p) not in mine]
+
+    @property
+    def touched_share(self) -> float:
+        """Weights that move through a low-rank estimate, as a share of all weights of the model."""
+        mine = {id(layer.B) for layer in self.layers.values()}
+        total = sum(p.numel() for p in self.model.parameters() if id(p) not in mine)
+        return sum(layer.weight.numel() for layer in self.layers.values()) / total
+
+    # the two clocks
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer | None = None, *, decay: float = 1.0) -> None:
+        """Call once after every ``optimizer.step()``.
+
+        ``decay``: factor 1 − ηλ of decoupled weight decay, applied to W here because the optimizer sees only B. ``optimizer`` is needed when
+        V changes under a policy other than ``keep``.
+        """
+        self.steps += 1
+        redraw = self.steps % self.refresh_every == 0 or (self.law.fitted and self.draws == 0)
+        if redraw and optimizer is None and self.state != "keep":
+            raise ValueError(f"Conversion.step(): the state policy {self.state!r} needs the optimizer")
+        lift = redraw or self.steps % self.lift_every == 0
+        if decay != 1.0:
+            for name, layer in self.layers.items():
+                for W in (layer.weight, *([self._masters[name]] if name in self._masters else [])):
+                    W.mul_(decay)
+        for layer in self.layers.values():
+            layer.moved()
+        if lift:
+            self.lift()
+        if redraw:
+            self.redraw(optimizer)
+        self._arm()
+
+    @torch.no_grad()
+    def lift(self) -> None:
+        """W ← W + BVᵀ and B ← 0 in every layer; the function that the model computes does not change beyond rounding."""
+        for name, layer in self.layers.items():
+            V, W = layer.basis(), layer.weight
+            if name in self._masters:
+                W.copy_(self._masters[name].addmm_(layer.B, V.mT))
+            elif W.dtype in SIXTEEN_BIT:
+                exact = torch.addmm(W.to(layer.B.dtype), layer.B, V.mT)
+                generator = keyed.generator(self.seed, f"{name}.rounding", self.steps, W.device)
+                W.copy_(stochastic_round(exact, W.dtype, generator) if self.rounding == "stochastic" else exact)
+            else:
+                W.addmm_(layer.B, V.mT)
+            layer.zero()
+
+    @torch.no_grad()
+    def redraw(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Draw every V anew (B must be zero: ``lift`` first) and carry the optimizer's state by the policy."""
+        self.draws += 1
+        for name, layer in self.layers.items():
+            old = layer.basis()
+            self.fitting.advance(name, old)
+            self._hold(name, layer)
+            if optimizer is not None and layer.B in optimizer.state:
+                carry(self.state, optimizer.state[layer.B], old, layer.basis())
+
+    # what the backward pass shows
+
+    def observe(self, look: Callable[[str, Tensor, Tensor], None]) -> None:
+        """Have ``look(name, X, Δ)`` called for every layer in the next backward pass, with X (T, n) and Δ (T, m); Ĝ = ΔᵀX.
+
+        Only that pass keeps X. Under ``torch.compile`` the pass must be made by the uncompiled model.
+        """
+        for name, layer in self.layers.items():
+            earlier = layer.observer
+
+            def once(X: Tensor, D: Tensor, name: str = name, layer: LowRankLinear = layer, earlier: Any = earlier) -> None:
+                layer.observer = None
+                if earlier is not None:
+                    earlier(X, D)
+                look(name, X, D)
+
+            layer.observer = once
+
+    @property
+    def watching(self) -> bool:
+        """Whether the next backward pass keeps X and forms full gradients."""
+        return any(layer.observer is not None for layer in self.layers.values())
+
+    def _arm(self) -> None:
+        """Before the last step of a period the fitted laws ask for the full gradient of one micro-batch."""
+        ahead = self.steps + 1
+        last = ahead % self.refresh_every == 0 or self.draws == 0
+        if self.law.fitted and last and self.draws % self.basis_every == 0 and not self.watching:
+            self.observe(lambda name, X, D: self.fitting.reduce(name, self.layers[name], X, D, self.draws))
+
+    def _accumulate(self, name: str, sketch: Tensor) -> None:
+        if self.draws:  # in the first subspace there is nothing yet that a sketch could refine
+            self.fitting.accumulate(name, sketch)
+
+    def law_of(self, name: str) -> Law:
+        """The law that V of the named layer was drawn from."""
+        return self._laws[name]
+
+    def _hold(self, name: str, layer: LowRankLinear) -> None:
+        law, index = self.fitting.law_of(name, layer), self.draws
+        self._laws[name] = law
+
+        def redraw() -> Tensor:
+            return keyed.draw(law, self.seed, name, index, device=layer.weight.device, dtype=layer.B.dtype)
+
+        layer.hold(redraw() if self.store else None, cast(Callable[[], Tensor], torch.compiler.disable(redraw)))
+
+    # checkpoints and the way back
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, known directions and master weights: what the model's own ``state_dict`` does not hold. V is drawn again from its key."""
+        return {
+            "steps": self.steps,
+            "draws": self.draws,
+            "fitting": self.fitting.state_dict(),
+            "masters": dict(self._masters),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; load the model's own state first. Raises ``ValueError`` if the layers differ."""
+        strange = (state["fitting"]["known"].keys() | state["masters"].keys()) - self.layers.keys()
+        if strange or state["masters"].keys() != self._masters.keys():
+            raise ValueError(f"Conversion.load_state_dict: the state is of other layers or another lift ({', '.join(sorted(strange)[:3])})")
+        self.steps, self.draws = state["steps"], state["draws"]
+        self.fitting.load_state_dict(state["fitting"], {name: layer.weight.device for name, layer in self.layers.items()})
+        for name, master in self._masters.items():
+            master.copy_(state["masters"][name])
+        for name, layer in self.layers.items():
+            layer.observer = None
+            layer.moved()
+            if not bool(layer.B.any()):
+                layer.zero()
+            self._hold(name, layer)
+        if not self.fitting.pending:
+            self._arm()
+
+    def finalize(self) -> nn.Module:
+        """Lift what is left, put plain ``nn.Linear`` modules back in place, and return the model; the handle is then spent."""
+        self.lift()
+        for name, layer in self.layers.items():
+            linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            linear.weight = nn.Parameter(layer.weight.detach())
+            linear.register_parameter("bias", layer.bias)
+            selection.replace(self.model, name, linear)
+        self.layers, self._laws, self._masters = {}, {}, {}
+        return self.model
+
+
+convert = Conversion  # reads as the verb it is: handle = convert(model, law=…)

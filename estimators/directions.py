@@ -1,0 +1,73 @@
+"""What a layer knows about its gradient's second moment S without any n×n matrix: k directions Q, their eigenvalues σ, and a mean tail.
+
+At a refresh ``of_gradient`` reduces one micro-batch gradient Ĝ (m×n) to its leading right singular directions (σᵢ = sᵢ², tail the mean of
+the rest), in O(mnk) operations and (m + n)(k + 8) numbers beside Ĝ. Between refreshes ``refine`` learns from the sketches ĜV alone: V's
+columns are orthogonal, so (ĜV)ᵀ(ĜV) is S seen inside span(V), and its eigenvectors replace what was believed there; O(mr² + nr²).
+Neither can bias the spectral law, which is unbiased for any Q and σ (estimators/spectral.py); a poor memory costs variance.
+Reference: randomized range finder with power iterations, arXiv 0909.4061.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+OVERSAMPLE = 8  # extra directions of the range finder
+POWER = 2  # power iterations; each multiplies the decay of the spectrum by itself
+
+
+class Directions(NamedTuple):
+    """Q (n, k) orthonormal, sigma (k) largest first, tail: mean eigenvalue of the other n − k directions (a 0-dim tensor)."""
+
+    Q: Tensor
+    sigma: Tensor
+    tail: Tensor
+
+
+@torch.no_grad()
+def of_gradient(G: Float[Tensor, "m n"], k: int, generator: torch.Generator) -> Directions:
+    """The k leading right singular directions of G, 1 ≤ k ≤ min(m, n), and what is left of ‖G‖² a direction. float32 or better."""
+    m, n = G.shape
+    if not 1 <= k <= min(m, n):
+        raise ValueError(f"of_gradient(G={m}x{n}, k={k}): k must be between 1 and min(m, n)")
+    G = G.to(torch.promote_types(G.dtype, torch.float32))
+    if k + OVERSAMPLE >= min(m, n):
+        s, Q = torch.linalg.svd(G, full_matrices=False)[1:]
+    else:
+        Z = torch.randn(m, k + OVERSAMPLE, generator=generator, device=G.device, dtype=G.dtype)
+        Q = torch.linalg.qr(G.mT @ Z)[0]
+        for _ in range(POWER):
+            Q = torch.linalg.qr(G.mT @ torch.linalg.qr(G @ Q)[0])[0]
+        s, W = torch.linalg.svd(G @ Q, full_matrices=False)[1:]
+        Q = W @ Q.mT
+    sigma = s[:k].square()
+    return Directions(Q[:k].mT.contiguous(), sigma, _tail(G.square().sum() - sigma.sum(), n - k))
+
+
+@torch.no_grad()
+def refine(known: Directions, V: Float[Tensor, "n r"], seen: Float[Tensor, "r r"], share: float) -> Directions:
+    """``known`` after a mean of (ĜV)ᵀ(ĜV) was seen, which counts with weight ``share`` in (0, 1] inside span(V).
+
+    V's columns must be orthogonal, each either a direction of Q or orthogonal to all of them, as the spectral law draws them.
+    """
+    Q, sigma, tail = known
+    n, k = Q.shape
+    length = V.norm(dim=0)
+    F = V / length
+    inside = (Q.mT @ F).square()  # (k, r): 1 where a column is a known direction, else 0
+    old = inside.mT @ sigma + (1 - inside.sum(0)) * tail
+    energy, U = torch.linalg.eigh((1 - share) * torch.diag(old) + share * seen / torch.outer(length, length))
+    drawn = inside.sum(1) > 0.5
+    candidates = torch.cat([Q[:, ~drawn], F @ U], dim=1)
+    values = torch.cat([sigma[~drawn], energy.clamp_min(0)])
+    unseen = n - candidates.shape[1]
+    order = values.argsort(descending=True)
+    kept, dropped = order[:k], order[k:]
+    return Directions(candidates[:, kept], values[kept], _tail(values[dropped].sum() + unseen * tail, n - k))
+
+
+def _tail(rest: Tensor, count: int) -> Tensor:
+    return rest.clamp_min(0) / max(count, 1)

@@ -1,0 +1,95 @@
+"""The law of every layer: one and the same, or fitted to what is known of that layer's gradient, learned in the backward pass.
+
+For a fitted law (``Law.fitted``) the knowledge of a layer is its ``Directions``, from the full gradient of one micro-batch, formed, reduced and
+freed inside the backward pass, and from the sketches ĜV between two of these. Before any gradient was seen the law is Haar–Stiefel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from estimators import keyed
+from estimators.directions import Directions, of_gradient, refine
+from estimators.haar_stiefel import HaarStiefel
+from estimators.law import Law
+from estimators.linear import LowRankLinear
+
+
+class _FromBasis(Protocol):
+    def from_basis(self, Q: Tensor, sigma: Tensor, tail: Tensor, rank: int, c: float, **options: Any) -> Law: ...
+
+
+class Fitting:
+    """Laws of named layers. ``keep``: directions known a layer, as k or as a multiple of its rank; ``online``: weight of what sketches show."""
+
+    def __init__(self, law: type[Law], c: float, options: dict[str, Any], keep: int | float, online: float, seed: int) -> None:
+        self.law, self.c, self.options, self.keep, self.online, self.seed = law, c, options, keep, online, seed
+        self.known: dict[str, Directions] = {}  # what the draws in use were made from
+        self.pending: dict[str, Directions] = {}  # learned since, for the next draws
+        self._seen: dict[str, tuple[Tensor, int]] = {}  # sum of (ĜV)ᵀ(ĜV) in the subspace in use, and over how many
+
+    def law_of(self, name: str, layer: LowRankLinear) -> Law:
+        """The law for the next draw of this layer."""
+        n, rank = layer.in_features, layer.rank
+        if not self.law.fitted:
+            return self.law(n=n, rank=rank, c=self.c, **self.options)
+        if name not in self.known:
+            return HaarStiefel(n=n, rank=rank, c=self.c if self.law.unbiased else self.c * rank / n)
+        return cast(_FromBasis, self.law).from_basis(*self.known[name], rank, self.c, **self.options)
+
+    def check(self, layer: LowRankLinear) -> None:
+        """Raise what a draw for this layer would raise for impossible options."""
+        n, k = layer.in_features, self._directions(layer)
+        self.law_of("", layer)
+        if self.law.fitted:
+            cast(_FromBasis, self.law).from_basis(torch.eye(n, k), torch.ones(k), torch.ones(()), layer.rank, self.c, **self.options)
+
+    @torch.no_grad()
+    def reduce(self, name: str, layer: LowRankLinear, X: Tensor, D: Tensor, draw: int) -> None:
+        """Learn from the full gradient ΔᵀX of one micro-batch, which lives only here. ``draw`` keys the range finder."""
+        G = (D.mT @ X).to(layer.B.dtype)
+        if bool(torch.isfinite(G).all()):
+            generator = keyed.generator(self.seed, f"{name}.directions", draw, X.device)
+            self.pending[name] = of_gradient(G, self._directions(layer), generator)
+
+    @torch.no_grad()
+    def accumulate(self, name: str, sketch: Tensor) -> None:
+        """Note (ĜV)ᵀ(ĜV) of one micro-batch, r×r."""
+        gram = sketch.mT @ sketch
+        if name in self._seen:
+            gram = gram + self._seen[name][0]
+        self._seen[name] = (gram, self._seen[name][1] + 1 if name in self._seen else 1)
+
+    def advance(self, name: str, V: Tensor) -> None:
+        """Before V goes: know what was learned since it was drawn, from a full gradient or else from its sketches."""
+        gram, count = self._seen.pop(name, (None, 0))
+        if name in self.pending:
+            self.known[name] = self.pending.pop(name)
+        elif gram is not None and name in self.known and bool(torch.isfinite(gram).all()):
+            self.known[name] = refine(self.known[name], V, gram / count, self.online)
+
+    def bytes(self) -> int:
+        """What the knowledge of all layers occupies."""
+        held = [t for known in (*self.known.values(), *self.pending.values()) for t in known] + [gram for gram, _ in self._seen.values()]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers."""
+        return {
+            "known": {name: list(directions) for name, directions in self.known.items()},
+            "pending": {name: list(directions) for name, directions in self.pending.items()},
+            "seen": {name: list(seen) for name, seen in self._seen.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: dict[str, torch.device]) -> None:
+        """The inverse; ``device``: where each layer lives."""
+        self.known = {name: Directions(*(t.to(device[name]) for t in known)) for name, known in state["known"].items()}
+        self.pending = {name: Directions(*(t.to(device[name]) for t in known)) for name, known in state["pending"].items()}
+        self._seen = {name: (gram.to(device[name]), count) for name, (gram, count) in state["seen"].items()}
+
+    def _directions(self, layer: LowRankLinear) -> int:
+        wanted = self.keep if isinstance(self.keep, int) else round(self.keep * layer.rank)
+        return max(layer.rank, min(wanted, layer.out_features, layer.in_features))

@@ -1,0 +1,89 @@
+"""Which modules of a model can be projected, which are left alone and why, and the exchange of a module in its parent."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from torch import nn
+
+Targets = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+HEADS = ("lm_head", "embed_out", "classifier", "score")  # output layers by the names transformers gives them
+
+
+def rank_of(module: nn.Linear, rank: int | float) -> int:
+    """r of one linear layer: ``rank`` itself, or that fraction of its in-features, at least 1."""
+    n = module.in_features
+    return rank if isinstance(rank, int) else max(1, round(rank * n))
+
+
+def choose(model: nn.Module, targets: Targets, rank: int | float) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+    """(the layers to convert by name, the reason by name of every parameter or module that is left alone)."""
+    if isinstance(rank, bool) or not ((isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)):
+        raise ValueError(f"convert(rank={rank!r}): rank must be a positive integer, or a fraction of in_features in (0, 1)")
+    wanted = _predicate(model, targets)
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    chosen: dict[str, nn.Linear] = {}
+    reasons: dict[str, str] = {}
+    for name, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            full = f"{name}.{local}" if name else local
+            if local == "bias" and isinstance(module, nn.Linear):
+                continue
+            if not isinstance(module, nn.Linear):
+                reasons[full] = "1-D" if parameter.ndim < 2 else f"{type(module).__name__} is not nn.Linear"
+            elif (reason := _reason(name, module, wanted, uses, places, rank)) is not None:
+                reasons[full] = reason
+            else:
+                chosen[name] = module
+    return chosen, reasons
+
+
+def _reason(
+    name: str, module: nn.Linear, wanted: Callable[[str, nn.Module], bool], uses: Counter[int], places: Counter[int], rank: int | float
+) -> str | None:
+    """Why this linear layer cannot be converted, None if it can."""
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} may use its weight without calling forward"
+    if not name:
+        return "the model itself is the layer; wrap it in nn.Sequential"
+    if places[id(module)] > 1:
+        return "shared module"
+    if uses[id(module.weight)] > 1:
+        return "tied weight"
+    if not module.weight.requires_grad:
+        return "frozen"
+    if not module.weight.is_floating_point():
+        return "quantised weight"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "has hooks"
+    if not wanted(name, module):
+        return "not targeted"
+    if min(module.weight.shape) <= (r := rank_of(module, rank)):
+        return f"min(m, n) = {min(module.weight.shape)} is not above the rank {r}"
+    return None
+
+
+def _predicate(model: nn.Module, targets: Targets) -> Callable[[str, nn.Module], bool]:
+    if targets is None:
+        outputs = getattr(model, "get_output_embeddings", None)
+        head = outputs() if callable(outputs) else None
+        return lambda name, module: module is not head and not set(name.split(".")) & set(HEADS)
+    if isinstance(targets, str):
+        pattern = re.compile(targets)
+        return lambda name, _: pattern.search(name) is not None
+    if callable(targets):
+        return cast(Callable[[str, nn.Module], bool], targets)
+    names = tuple(targets)
+    return lambda name, _: any(name == t or name.endswith(f".{t}") for t in names)
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``name`` points; training mode is taken over."""
+    parent, _, local = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    module.train(owner.training)
+    setattr(owner, local, module)
