@@ -14,7 +14,7 @@ optimizer whose step does not look at the value of B. Unbiased under every law o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -41,9 +41,9 @@ class Conversion:
     ``lift``: how small lifts reach 16-bit weights, by a float32 ``master`` copy, by ``stochastic`` rounding, or to the ``nearest`` (they get lost);
     ``store``: keep V (n×r numbers a layer) or draw it from its key at each use.
 
-    For laws fitted to the gradient: ``keep``: directions known a layer, an integer k or, as a float, a multiple of its rank; ``basis_every``: redraws
-    between two full gradients; ``online``: weight in (0, 1] of what the sketches ĜV of the last K steps showed, 0 to learn from full gradients only.
-    Their first draw, made before any gradient was seen, is Haar–Stiefel, and is replaced after the first step.
+    For laws fitted to the gradient: ``keep``: directions known a layer, an integer k or, as a float, a multiple of its rank, never fewer than r;
+    ``basis_every``: redraws between two full gradients; ``online``: weight in (0, 1] of what the sketches ĜV of the last K steps showed, 0 to
+    learn from full gradients only. Their first draw, made before any gradient was seen, is Haar–Stiefel, replaced after the first step.
 
     Raises ``ValueError`` for impossible values or when nothing is left to convert.
     """
@@ -80,6 +80,8 @@ class Conversion:
             raise ValueError(f"{call}: unknown lift {lift!r}, known are {', '.join(get_args(Lift))}")
         if not 0 <= online <= 1:
             raise ValueError(f"{call}: online={online} is a weight and must be in [0, 1]")
+        if not keep > 0:
+            raise ValueError(f"{call}: keep={keep} must be positive")
         if not (c > 0 and math.isfinite(c)):
             raise ValueError(f"{call}: c must be positive and finite")
         self.model, self.seed = model, seed
@@ -103,6 +105,7 @@ class Conversion:
             selection.replace(model, name, layer)
         self.steps, self.draws = 0, 0
         self._laws: dict[str, Law] = {}
+        self._asked: set[str] = set()  # layers whose full gradient is awaited; one that the model does not use keeps waiting
         self._masters = {
             name: layer.weight.detach().float()
             for name, layer in self.layers.items()
@@ -145,15 +148,14 @@ class Conversion:
         ``decay``: factor 1 − ηλ of decoupled weight decay, applied to W here because the optimizer sees only B. ``optimizer`` is needed when
         V changes under a policy other than ``keep``.
         """
-        self.steps += 1
-        redraw = self.steps % self.refresh_every == 0 or (self.law.fitted and self.draws == 0)
+        redraw = (self.steps + 1) % self.refresh_every == 0 or (self.law.fitted and self.draws == 0)
         if redraw and optimizer is None and self.state != "keep":
             raise ValueError(f"Conversion.step(): the state policy {self.state!r} needs the optimizer")
+        self.steps += 1
         lift = redraw or self.steps % self.lift_every == 0
         if decay != 1.0:
             for name, layer in self.layers.items():
-                for W in (layer.weight, *([self._masters[name]] if name in self._masters else [])):
-                    W.mul_(decay)
+                self._write(name, layer.weight, "decay", lambda W: W.mul_(decay))
         for layer in self.layers.values():
             layer.moved()
         if lift:
@@ -166,16 +168,20 @@ class Conversion:
     def lift(self) -> None:
         """W ← W + BVᵀ and B ← 0 in every layer; the function that the model computes does not change beyond rounding."""
         for name, layer in self.layers.items():
-            V, W = layer.basis(), layer.weight
-            if name in self._masters:
-                W.copy_(self._masters[name].addmm_(layer.B, V.mT))
-            elif W.dtype in SIXTEEN_BIT:
-                exact = torch.addmm(W.to(layer.B.dtype), layer.B, V.mT)
-                generator = keyed.generator(self.seed, f"{name}.rounding", self.steps, W.device)
-                W.copy_(stochastic_round(exact, W.dtype, generator) if self.rounding == "stochastic" else exact)
-            else:
-                W.addmm_(layer.B, V.mT)
+            B, V = layer.B, layer.basis()
+            self._write(name, layer.weight, "rounding", lambda W: W.addmm_(B, V.mT))
             layer.zero()
+
+    def _write(self, name: str, W: Tensor, what: str, change: Callable[[Tensor], Tensor]) -> None:
+        """``change`` W in place: as it is, through its master, or rounded from float32; ``what`` keys the rounding."""
+        if name in self._masters:
+            W.copy_(change(self._masters[name]))
+        elif W.dtype in SIXTEEN_BIT:
+            exact = change(W.detach().float())
+            generator = keyed.generator(self.seed, f"{name}.{what}", self.steps, W.device)
+            W.copy_(stochastic_round(exact, W.dtype, generator) if self.rounding == "stochastic" else exact)
+        else:
+            change(W)
 
     @torch.no_grad()
     def redraw(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -190,12 +196,13 @@ class Conversion:
 
     # what the backward pass shows
 
-    def observe(self, look: Callable[[str, Tensor, Tensor], None]) -> None:
-        """Have ``look(name, X, Δ)`` called for every layer in the next backward pass, with X (T, n) and Δ (T, m); Ĝ = ΔᵀX.
+    def observe(self, look: Callable[[str, Tensor, Tensor], None], names: Iterable[str] | None = None) -> None:
+        """Have ``look(name, X, Δ)`` called for every layer (of ``names``) in the next backward pass, with X (T, n) and Δ (T, m); Ĝ = ΔᵀX.
 
         Only that pass keeps X. Under ``torch.compile`` the pass must be made by the uncompiled model.
         """
-        for name, layer in self.layers.items():
+        for name in self.layers if names is None else names:
+            layer = self.layers[name]
             earlier = layer.observer
 
             def once(X: Tensor, D: Tensor, name: str = name, layer: LowRankLinear = layer, earlier: Any = earlier) -> None:
@@ -213,10 +220,17 @@ class Conversion:
 
     def _arm(self) -> None:
         """Before the last step of a period the fitted laws ask for the full gradient of one micro-batch."""
-        ahead = self.steps + 1
-        last = ahead % self.refresh_every == 0 or self.draws == 0
-        if self.law.fitted and last and self.draws % self.basis_every == 0 and not self.watching:
-            self.observe(lambda name, X, D: self.fitting.reduce(name, self.layers[name], X, D, self.draws))
+        last = (self.steps + 1) % self.refresh_every == 0 or self.draws == 0
+        if self.law.fitted and last and self.draws % self.basis_every == 0:
+            self._ask(self.layers.keys() - self._asked)
+
+    def _ask(self, names: Iterable[str]) -> None:
+        self._asked |= set(names)
+        self.observe(self._learn, names)
+
+    def _learn(self, name: str, X: Tensor, D: Tensor) -> None:
+        self._asked.discard(name)
+        self.fitting.reduce(name, self.layers[name], X, D, self.draws)
 
     def _accumulate(self, name: str, sketch: Tensor) -> None:
         if self.draws:  # in the first subspace there is nothing yet that a sketch could refine
@@ -242,16 +256,17 @@ class Conversion:
         return {
             "steps": self.steps,
             "draws": self.draws,
+            "made_of": self._made_of(),
+            "asked": sorted(self._asked),
             "fitting": self.fitting.state_dict(),
             "masters": dict(self._masters),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken; load the model's own state first. Raises ``ValueError`` if the layers differ."""
-        strange = (state["fitting"]["known"].keys() | state["masters"].keys()) - self.layers.keys()
-        if strange or state["masters"].keys() != self._masters.keys():
-            raise ValueError(f"Conversion.load_state_dict: the state is of other layers or another lift ({', '.join(sorted(strange)[:3])})")
+        """Continue where ``state_dict`` was taken; load the model's own state first. Raises ``ValueError`` if V or the masters would differ."""
+        if different := [key for key, value in self._made_of().items() if state["made_of"][key] != value]:
+            raise ValueError(f"Conversion.load_state_dict: the state is of a conversion that differs in {', '.join(different)}")
         self.steps, self.draws = state["steps"], state["draws"]
         self.fitting.load_state_dict(state["fitting"], {name: layer.weight.device for name, layer in self.layers.items()})
         for name, master in self._masters.items():
@@ -262,8 +277,13 @@ class Conversion:
             if not bool(layer.B.any()):
                 layer.zero()
             self._hold(name, layer)
-        if not self.fitting.pending:
-            self._arm()
+        self._asked = set()
+        self._ask(state["asked"])
+
+    def _made_of(self) -> dict[str, Any]:
+        """What V and the masters are a function of, beside counters and known directions."""
+        ranks = {name: layer.rank for name, layer in self.layers.items()}
+        return {"law": self.law.__name__, "c": self.fitting.c, "seed": self.seed, "ranks": ranks, "masters": sorted(self._masters)}
 
     def finalize(self) -> nn.Module:
         """Lift what is left, put plain ``nn.Linear`` modules back in place, and return the model; the handle is then spent."""

@@ -23,7 +23,7 @@ class _FromBasis(Protocol):
 
 
 class Fitting:
-    """Laws of named layers. ``keep``: directions known a layer, as k or as a multiple of its rank; ``online``: weight of what sketches show."""
+    """Laws of named layers. ``keep``: directions known, as k or as a multiple of a layer's rank, at least r; ``online``: weight of sketches."""
 
     def __init__(self, law: type[Law], c: float, options: dict[str, Any], keep: int | float, online: float, seed: int) -> None:
         self.law, self.c, self.options, self.keep, self.online, self.seed = law, c, options, keep, online, seed
@@ -49,11 +49,16 @@ class Fitting:
 
     @torch.no_grad()
     def reduce(self, name: str, layer: LowRankLinear, X: Tensor, D: Tensor, draw: int) -> None:
-        """Learn from the full gradient ΔᵀX of one micro-batch, which lives only here. ``draw`` keys the range finder."""
+        """Learn from the full gradient ΔᵀX of one micro-batch, which lives only here; nothing if it is zero, infinite or NaN.
+
+        ``draw`` keys the range finder.
+        """
         G = (D.mT @ X).to(layer.B.dtype)
         if bool(torch.isfinite(G).all()):
             generator = keyed.generator(self.seed, f"{name}.directions", draw, X.device)
-            self.pending[name] = of_gradient(G, self._directions(layer), generator)
+            learned = of_gradient(G, self._directions(layer), generator)
+            if _usable(learned):
+                self.pending[name] = learned
 
     @torch.no_grad()
     def accumulate(self, name: str, sketch: Tensor) -> None:
@@ -69,7 +74,8 @@ class Fitting:
         if name in self.pending:
             self.known[name] = self.pending.pop(name)
         elif gram is not None and name in self.known and bool(torch.isfinite(gram).all()):
-            self.known[name] = refine(self.known[name], V, gram / count, self.online)
+            learned = refine(self.known[name], V, gram / count, self.online)
+            self.known[name] = learned if _usable(learned) else self.known[name]
 
     def bytes(self) -> int:
         """What the knowledge of all layers occupies."""
@@ -93,3 +99,9 @@ class Fitting:
     def _directions(self, layer: LowRankLinear) -> int:
         wanted = self.keep if isinstance(self.keep, int) else round(self.keep * layer.rank)
         return max(layer.rank, min(wanted, layer.out_features, layer.in_features))
+
+
+def _usable(known: Directions) -> bool:
+    """Whether a law can be fitted: the squares of a tiny or huge gradient may be zero or infinite in float32."""
+    total = known.sigma.sum() + known.tail
+    return bool(torch.isfinite(total) & (total > 0))

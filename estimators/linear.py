@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Observer = Callable[[Tensor, Tensor], None]  # receives X (T, n) and Δ (T, m) in the backward pass
@@ -56,7 +57,8 @@ class _Product(torch.autograd.Function):
         return Y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable  # XV is saved without its history: a second derivative would miss terms
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = dict(zip(ctx.names, ctx.saved_tensors))
         D = gradients[0].to(ctx.dtype)
         dX = dB = dbias = None
@@ -80,8 +82,8 @@ class LowRankLinear(nn.Module):
 
     ``weight``: W, (m, n), its gradient is never formed; ``bias``: (m,) or None, trained as before; ``B``: (m, r) ``Parameter``, zero at the
     start, in float32 where the weight is 16-bit; ``basis()``: V, stored in the buffer ``V``, or drawn anew from its key at each use when the
-    layer was given no storage (``redraw``). Whoever changes W, V or B in place otherwise than through ``hold`` and ``lift`` breaks nothing:
-    the shortcut for B = 0 is taken only while B is untouched since it was zeroed.
+    layer was given no storage (``redraw``). Whoever changes W, V or B in place breaks nothing: the shortcut for B = 0 is taken
+    only while B is untouched since it was zeroed. Fused optimizers and ``.data`` leave no trace of a write, so call ``moved`` after them.
     """
 
     V: Tensor | None
@@ -132,8 +134,16 @@ class LowRankLinear(nn.Module):
         self._zero, self._version = True, self.B._version
 
     def moved(self) -> None:
-        """Say that B may differ from zero, to compiled code and for writers that leave no trace (those that write through ``.data``)."""
+        """Say that B may differ from zero, to compiled code and for writers that leave no trace (``.data``, fused optimizers)."""
         self._zero = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.moved()  # a copy, or a layer from a file: its B counts writes anew
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self.moved()  # B may be another tensor now, which counts its own writes
 
     def forward(self, X: Float[Tensor, "*tokens n"]) -> Float[Tensor, "*tokens m"]:
         """XWᵀ + (XV)Bᵀ + b. Under autocast the products are in its dtype, else in that of X."""

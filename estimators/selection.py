@@ -10,6 +10,8 @@ from typing import cast
 from torch import nn
 
 Targets = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HEADS = ("lm_head", "embed_out", "classifier", "score")  # output layers by the names transformers gives them
 
 
@@ -26,6 +28,8 @@ def choose(model: nn.Module, targets: Targets, rank: int | float) -> tuple[dict[
     wanted = _predicate(model, targets)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    # in evaluation these pass the weights of their layers to one fused kernel
+    fused = {id(child): type(module).__name__ for module in model.modules() if isinstance(module, FUSED) for child in module.children()}
     chosen: dict[str, nn.Linear] = {}
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -35,6 +39,8 @@ def choose(model: nn.Module, targets: Targets, rank: int | float) -> tuple[dict[
                 continue
             if not isinstance(module, nn.Linear):
                 reasons[full] = "1-D" if parameter.ndim < 2 else f"{type(module).__name__} is not nn.Linear"
+            elif id(module) in fused:
+                reasons[full] = f"{fused[id(module)]} may use its weight without calling forward"
             elif (reason := _reason(name, module, wanted, uses, places, rank)) is not None:
                 reasons[full] = reason
             else:
@@ -54,12 +60,12 @@ def _reason(
         return "shared module"
     if uses[id(module.weight)] > 1:
         return "tied weight"
+    if "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS) or module.weight._backward_hooks:
+        return "has hooks"
     if not module.weight.requires_grad:
         return "frozen"
     if not module.weight.is_floating_point():
         return "quantised weight"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return "has hooks"
     if not wanted(name, module):
         return "not targeted"
     if min(module.weight.shape) <= (r := rank_of(module, rank)):

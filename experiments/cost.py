@@ -1,0 +1,71 @@
+"""What a run costs: operations of the model, the machine's own rate, bytes held."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+SIZE = 1024  # of the square matrices whose product gives the machine's rate
+
+
+class Cost:
+    """Model-FLOPs utilisation: operations of a full training step of this model, 6 a matrix weight and token plus attention, over what the
+    machine's own matrix product would do in that time. A method that skips work can exceed what full training reaches."""
+
+    def __init__(self, model: PreTrainedModel, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        config: Any = model.config
+        embedding: Any = model.get_input_embeddings()
+        matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2) - embedding.weight.numel()
+        self.flops_per_token = 6 * matrices + 12 * config.num_hidden_layers * config.hidden_size * length
+        self.device, self.dtype = device, dtype
+        self._rate: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Operations a second of one matrix product in the dtype of the run, measured at first use."""
+        if self._rate is None:
+            a = torch.ones(SIZE, SIZE, device=self.device, dtype=self.dtype)
+            times = [_timed(a) for _ in range(4)]
+            self._rate = 2 * SIZE**3 / min(times)
+        return self._rate
+
+    def utilisation(self, tokens: int, seconds: float) -> float:
+        """Share of the machine's rate that the model's operations make up."""
+        return self.flops_per_token * tokens / seconds / self.rate
+
+    def summary(self, loss: float | str, tokens: int, seconds: float) -> str:
+        """For the progress bar."""
+        shown = loss if isinstance(loss, str) else f"{loss:.3f}"
+        peak = peak_bytes(self.device) / 2**20
+        return f"loss {shown}, {tokens / seconds:,.0f} tokens/s, MFU {100 * self.utilisation(tokens, seconds):.0f} %, peak {peak:,.0f} MiB"
+
+
+def _timed(a: Tensor) -> float:
+    start = time.perf_counter()
+    (a @ a)[0, 0].item()
+    return time.perf_counter() - start
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Largest number of bytes held: by tensors on a GPU, by the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
+    """Bytes of all tensors in the optimizers' states."""
+    return sum(bytes_of(v) for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor))
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of the parts of one that wraps others."""
+    parts = getattr(tensor, "tensor_attrs", None)
+    if parts:
+        return sum(bytes_of(getattr(tensor, name)) for name in parts)
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,73 @@
+"""The data of a run: training batches that know their position, and held-out batches that are the same for everyone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from experiments import batches, corpus, models, tokens
+from experiments.runs import WrongInput
+
+if TYPE_CHECKING:
+    from experiments.pretrain import Config
+
+
+EVALUATED = 8192  # held-out tokens evaluated at a time
+
+
+class Feed(Protocol):
+    """Training batches (sequences, length) whose position is part of a checkpoint."""
+
+    def next(self) -> Tensor: ...
+    @property
+    def epochs(self) -> float: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def open_data(config: Config) -> tuple[Feed, list[Tensor], dict[str, Any]]:
+    """(training micro-batches, held-out batches, facts for the record). Raises ``WrongInput`` where data and model do not fit."""
+    sequences = config.sequences // config.accumulate
+    entries = models.PRESETS[config.model]["vocab_size"]
+    if config.tokenizer is not None:
+        return _stream(config, sequences, entries)
+    default = config.data == corpus.MOVIE_REVIEWS
+    text = tokens.tokens(min(entries, 32000), quiet=config.quiet) if default else tokens.open_tokens(Path(config.data))
+    _fits(text.vocabulary, entries, config.model)
+    try:
+        feed = batches.Batches(text.training, config.seed, sequences, config.length)
+        held_out = _held_out(text.held_out, config)
+    except ValueError as error:
+        raise WrongInput(f"{config.data}: {error}") from None
+    return feed, held_out, {"data": list(text.sources), "tokens_sha256": text.sha256, "vocabulary": text.vocabulary}
+
+
+def _stream(config: Config, sequences: int, entries: int) -> tuple[Feed, list[Tensor], dict[str, Any]]:
+    assert config.tokenizer is not None
+    tokenizer = tokens.load_tokenizer(config.tokenizer)
+    _fits(tokenizer.get_vocab_size(), entries, config.model)
+    training, source = corpus.resumable(config.data), corpus.find(config.data)
+    texts = source.held_out() if source.held_out else (document.text for document in corpus.read((config.data,)) if document.held_out)
+    rows: list[int] = []
+    for text in texts:
+        rows += [*tokenizer.encode(text, add_special_tokens=False).ids, tokens.end_of(tokenizer)]
+        if len(rows) >= config.eval_tokens:
+            break
+    try:
+        fixed = _held_out(np.array(rows), config)
+    except ValueError as error:
+        raise WrongInput(f"held-out documents of {config.data}: {error}") from None
+    feed = batches.StreamBatches(training, tokenizer, sequences, config.length)
+    return feed, fixed, {"data": [config.data], "vocabulary": tokenizer.get_vocab_size()}
+
+
+def _held_out(stream: np.ndarray, config: Config) -> list[Tensor]:
+    return list(batches.held_out_batches(stream, max(1, EVALUATED // config.length), config.length, config.eval_tokens))
+
+
+def _fits(vocabulary: int, entries: int, model: str) -> None:
+    if vocabulary > entries:
+        raise WrongInput(f"the tokens have {vocabulary} entries and {model} has {entries}; build them with --vocabulary {entries}")

@@ -1,0 +1,47 @@
+"""Many training runs, some at a time, each in a process of its own; what is done stays done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import torch
+
+from experiments import feed, pretrain, runs
+
+
+def train(cells: Sequence[pretrain.Config], workers: int, description: str, quiet: bool) -> None:
+    """Train every cell that is not done, ``workers`` at a time with an equal share of the cores.
+
+    A run that diverges is an outcome and stays unfinished; an interruption raises ``runs.Stopped`` with code 130.
+    """
+    open_cells = [cell for cell in cells if not pretrain.opened(cell).done]
+    if not open_cells:
+        return
+    feed.open_data(open_cells[0])  # builds the token files once, and refuses what does not fit, before processes start
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with (
+        runs.progress(len(open_cells), description, quiet) as bar,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+    ):
+        futures = [pool.submit(_cell, cell) for cell in open_cells]
+        try:
+            for future in as_completed(futures):
+                if future.result() == 130:
+                    raise KeyboardInterrupt
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise runs.Stopped("interrupted; the same command continues with the runs that are not done", code=130) from None
+
+
+def _cell(cell: pretrain.Config) -> int:
+    """0, or the exit code of a run that stopped; what it logged until then stays in its directory."""
+    try:
+        pretrain.main(cell)
+    except runs.Stopped as stop:
+        return stop.code
+    return 0

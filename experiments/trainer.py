@@ -1,0 +1,273 @@
+"""The training loop: micro-batches, clipping, schedule, evaluation, live measurement, checkpoints, and what happens when something breaks."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from experiments import checkpoint, cost, feed, models, runs
+from experiments.live import Live
+from experiments.loss import linear_cross_entropy
+from experiments.methods import METHODS
+from experiments.schedule import warmup_cosine
+
+if TYPE_CHECKING:
+    from experiments.pretrain import Config
+
+FREE = (
+    "steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+    "eval_tokens",
+    "measure_every",
+    "max_skipped",
+    "resume",
+    "save_model",
+)
+
+
+class Trainer:
+    """One run. ``step`` counts batches that were tried, ``skipped`` those among them that left no trace in the weights."""
+
+    def __init__(self, config: Config, run: runs.Run) -> None:
+        self.config, self.run = config, run
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+        self.batches, self.held_out, facts = feed.open_data(config)
+        model = models.build(config.model, config.seed)
+        model.to(self.device)  # pyright: ignore[reportArgumentType]
+        if config.precision == "bf16_weights":
+            model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+        if config.checkpoint_activations:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model = model
+        try:
+            self.method = METHODS[config.method](model, config)
+        except ValueError as error:
+            raise runs.WrongInput(str(error)) from None
+        self.optimizers = optimizers(config, self.method.matrices(), self.method.others())
+        self.live = Live(self.method.handle, config.accumulate) if self.method.handle and config.measure_every else None
+        self.body: nn.Module = model.model
+        self.head: Any = model.get_output_embeddings()
+        self.compiled: Any = torch.compile(self.body) if config.compile else self.body
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.cost = cost.Cost(model, config.length, self.device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
+        self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.facts = {**facts, **self.method.facts(), "parameters": models.parameters(config.model)}
+        self._interrupted = False
+
+    def train(self) -> None:
+        """From the last checkpoint, or from the start, to the end."""
+        config = self.config
+        self._resume()
+        self._announce()
+        with self._interruptible(), runs.progress(config.steps, self.run.path.name, config.quiet) as bar:
+            bar.update(self.step)
+            while self.step < config.steps:
+                start = time.perf_counter()
+                row = self._step()
+                self.seconds += time.perf_counter() - start
+                self.run.log(*self._rows(row))
+                bar.set_postfix_str(self.cost.summary(row["loss"], config.sequences * config.length, time.perf_counter() - start))
+                bar.update()
+                if self.skipped > config.max_skipped:
+                    raise runs.Stopped(
+                        f"{self.skipped} steps without a finite loss and gradient, the last at step {self.step} in {row['where']}; "
+                        f"a smaller --lr or --clip may help"
+                    )
+                last = self.step == config.steps
+                if last or (config.eval_every and self.step % config.eval_every == 0):
+                    self.run.log(self._evaluate())
+                if not last and (self._interrupted or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
+                    self._save()
+                if self._interrupted:
+                    raise runs.Stopped(f"interrupted after step {self.step}, saved; the same command continues it", code=130)
+        self._finish()
+
+    # one step
+
+    def _step(self) -> dict[str, Any]:
+        config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * factor * (self.method.lr_factor(self.step) if group["matrices"] else 1.0)
+            optimizer.zero_grad(set_to_none=True)
+        if self.live and self.step % config.measure_every == 0:
+            self.live.arm()
+        loss = torch.zeros((), device=self.device)
+        for _ in range(config.accumulate):
+            part = self._loss(self.batches.next()) / config.accumulate
+            part.backward()
+            loss += part.detach()
+        trained = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+        self.step += 1
+        row = {"kind": "train", "step": self.step, "loss": float(loss), "grad_norm": float(norm), "lr": config.lr * factor}
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+            self.skipped += 1
+            return row | {"kind": "skip", "where": self._where(trained), "loss": str(row["loss"]), "grad_norm": str(row["grad_norm"])}
+        for optimizer in self.optimizers:
+            optimizer.step()
+        matrices = self.optimizers[0]
+        self.method.after_step(matrices, 1 - matrices.param_groups[0]["lr"] * config.weight_decay)
+        return row
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        """Mean next-token cross-entropy of (sequences, length), in nats."""
+        ids = ids.to(self.device, non_blocking=True)
+        watching = self.method.handle is not None and self.method.handle.watching
+        body = self.body if watching else self.compiled
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16) if self.config.precision == "bf16" else nullcontext():
+            hidden = body(input_ids=ids[:, :-1]).last_hidden_state
+            return linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, ids[:, 1:].flatten())
+
+    def _where(self, trained: list[nn.Parameter]) -> str:
+        """The first parameter whose gradient is not finite, or the loss."""
+        for p in trained:
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                return self.names[id(p)]
+        return "the loss"
+
+    def _rows(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        row |= {"tokens": self.step * self.config.sequences * self.config.length, "seconds": round(self.seconds, 4)}
+        measured = self.live.rows() if self.live else []
+        share = self.live.seconds / self.seconds if self.live else 0.0
+        return [row, *({"kind": "live", "step": self.step, **line, "cost_share": round(share, 5)} for line in measured)]
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, Any]:
+        self.model.eval()
+        total = count = 0.0
+        for ids in self.held_out:
+            predicted = ids.shape[0] * (ids.shape[1] - 1)
+            total += float(self._loss(ids)) * predicted
+            count += predicted
+        self.model.train()
+        loss = total / count
+        return {"kind": "eval", "step": self.step, "loss": loss, "perplexity": math.exp(min(loss, 50.0)), "tokens": count} | {
+            "trained_tokens": self.step * self.config.sequences * self.config.length,
+            "seconds": round(self.seconds, 4),
+        }
+
+    # begin, save, end
+
+    def _announce(self) -> None:
+        facts = self.facts | {"state_bytes": cost.state_bytes(self.optimizers), "device": str(self.device)}
+        self.run.write("facts.json", facts | {"left_alone": self.method.left_alone})
+        if not self.config.quiet:
+            print(
+                f"{self.run.path.name}: {facts['parameters']:,} weights, {facts['trained_parameters']:,} trained numbers; "
+                f"{100 * facts['touched_share']:.1f} % of the weights move by a low-rank update"
+            )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "identity": runs.identity(self.config),
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "method": self.method.state_dict(),
+            "batches": self.batches.state_dict(),
+            "counters": {"skipped": self.skipped, "seconds": self.seconds, "measuring": self.live.seconds if self.live else 0.0},
+        }
+
+    def _save(self) -> None:
+        try:
+            checkpoint.save(self.run.path / "checkpoints", self.step, self._state(), self.config.keep_checkpoints)
+        except checkpoint.CheckpointError as error:
+            raise runs.Stopped(str(error)) from None
+
+    def _resume(self) -> None:
+        """Load the newest intact checkpoint of this run, or of ``resume`` if this run has none, and drop the rows that came after it."""
+        say = (lambda _: None) if self.config.quiet else print
+        found = checkpoint.load_latest(self.run.path / "checkpoints", say)
+        if found is None and self.config.resume is not None:
+            found = checkpoint.load_latest(self.config.resume / "checkpoints", say)
+            if found is None:
+                raise runs.WrongInput(f"{self.config.resume} has no checkpoint to resume from")
+        if found is None:
+            self.run.keep([])
+            return
+        self.step, state = found
+        mine = runs.identity(self.config)
+        differing = [name for name, value in mine.items() if name not in FREE and state["identity"].get(name) != value]
+        if differing:
+            theirs = ", ".join(f"{name}={state['identity'].get(name)!r} (now {mine[name]!r})" for name in differing)
+            raise runs.WrongInput(f"the checkpoint is of another configuration: {theirs}")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.method.load_state_dict(state["method"])
+        self.batches.load_state_dict(state["batches"])
+        self.skipped, self.seconds = state["counters"]["skipped"], state["counters"]["seconds"]
+        if self.live:
+            self.live.seconds = state["counters"]["measuring"]
+        self.run.keep([row for row in self.run.rows() if row["step"] <= self.step])
+
+    def _finish(self) -> None:
+        self.run.log({"kind": "end", "step": self.step, "skipped": self.skipped, "epochs": self.batches.epochs} | self._costs())
+        if self.config.save_model:
+            self.method.finalize()
+            transformers.utils.logging.disable_progress_bar()
+            self.model.save_pretrained(self.run.path / "model")
+        self.run.finish()
+
+    def _costs(self) -> dict[str, Any]:
+        tokens = self.step * self.config.sequences * self.config.length
+        return {
+            "seconds": self.seconds,
+            "tokens_per_second": tokens / self.seconds,
+            "model_flops_utilisation": self.cost.utilisation(tokens, self.seconds),
+            "peak_bytes": cost.peak_bytes(self.device),
+            "state_bytes": cost.state_bytes(self.optimizers),
+            "fitting_bytes": self.method.handle.fitting.bytes() if self.method.handle else 0,
+            "measuring_share": self.live.seconds / self.seconds if self.live else 0.0,
+        }
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first SIGINT lets the step finish and saves; the second interrupts at once."""
+
+        def note(number: int, frame: Any) -> None:
+            del number, frame
+            signal.signal(signal.SIGINT, before)
+            self._interrupted = True
+
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread: nobody can interrupt it this way
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def optimizers(config: Config, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """The optimizer of ``matrices`` first; under Muon the other parameters have an AdamW of their own."""
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
+    adam = {"betas": (0.9, 0.95), **common}
+    match config.optimizer:
+        case "adamw":
+            return [torch.optim.AdamW(groups, **adam)]
+        case "sgd":
+            return [torch.optim.SGD(groups, momentum=0.9, **common)]
+        case "muon":
+            return [torch.optim.Muon(groups[:1], **common), torch.optim.AdamW(groups[1:], **adam)]
+        case "adamw8bit":
+            try:
+                from torchao.optim import AdamW8bit
+            except ImportError:
+                raise runs.WrongInput("optimizer=adamw8bit needs torchao; `pip install torchao` provides it") from None
+            return [AdamW8bit(groups, **adam)]
