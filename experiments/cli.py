@@ -17,6 +17,7 @@ QUESTIONS = {
     "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA or ReLoRA; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
+    "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, and the report of all three",

@@ -69,6 +69,8 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
+        if self.model not in pretrain.PRESETS:
+            raise ValueError(f"unknown model {self.model!r}, known are {', '.join(pretrain.PRESETS)}")
         if not (self.law or self.baselines) or not all(
             map(len, (self.rank, self.refresh_every, self.lr, self.c, self.lora_scale, self.seed))
         ):
@@ -83,8 +85,8 @@ class Config:
                 raise ValueError(f"unknown law {name!r}, known are {', '.join(LAWS)}")
         if TUNING_SEED in self.seed:
             raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
-        if self.workers < 1 or self.tune_steps < 1:
-            raise ValueError("workers and tune_steps must be at least 1")
+        if min(self.workers, self.tune_steps, self.steps, self.eval_tokens) < 1:
+            raise ValueError("workers, tune_steps, steps and eval_tokens must be at least 1")
         for contender in contenders(self):
             for trial in trials(self, contender):
                 del trial  # each checks its own values
@@ -196,7 +198,7 @@ def _trial(one: Contender, trial: pretrain.Config) -> dict[str, Any]:
     run = pretrain.opened(trial)
     losses = [row["loss"] for row in run.rows() if row["kind"] == "train"]
     tail = losses[-max(1, int(TAIL * trial.steps)) :]
-    loss = float(np.mean(tail)) if run.done else float("inf")
+    loss = float(np.mean(tail)) if run.done and tail else float("inf")  # a short run may end with every step skipped
     return {"kind": "trial", **_names(one, trial), "steps": trial.steps, "loss": loss}
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SIZE = 1024  # of the square matrices whose product gives the machine's rate
@@ -29,9 +31,7 @@ class Cost:
     def rate(self) -> float:
         """Operations a second of one matrix product in the dtype of the run, measured at first use."""
         if self._rate is None:
-            a = torch.ones(SIZE, SIZE, device=self.device, dtype=self.dtype)
-            times = [_timed(a) for _ in range(4)]
-            self._rate = 2 * SIZE**3 / min(times)
+            self._rate = matmul_rate(self.device, self.dtype)
         return self._rate
 
     def utilisation(self, tokens: int, seconds: float) -> float:
@@ -45,10 +45,15 @@ class Cost:
         return f"loss {shown}, {tokens / seconds:,.0f} tokens/s, MFU {100 * self.utilisation(tokens, seconds):.0f} %, peak {peak:,.0f} MiB"
 
 
-def _timed(a: Tensor) -> float:
-    start = time.perf_counter()
-    (a @ a)[0, 0].item()
-    return time.perf_counter() - start
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of one product of square matrices, the best of 4."""
+    a = torch.ones(SIZE, SIZE, device=device, dtype=dtype)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        times.append(time.perf_counter() - start)
+    return 2 * SIZE**3 / min(times)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -69,3 +74,46 @@ def bytes_of(tensor: Tensor) -> int:
     if parts:
         return sum(bytes_of(getattr(tensor, name)) for name in parts)
     return tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def _recorded(layers: list[nn.Module], keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Every tensor that the forward pass of these modules saves goes through ``keep``."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        keep(tensor)
+        return tensor
+
+    stacks: list[torch.autograd.graph.saved_tensors_hooks] = []
+
+    def enter(*_: Any) -> None:
+        stacks.append(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        stacks[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        stacks.pop().__exit__()
+
+    with ExitStack() as stack:
+        for module in layers:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        yield
+
+
+def saved_bytes(model: nn.Module, names: list[str], loss: Callable[[], Tensor]) -> tuple[int, int]:
+    """Bytes that the named modules save for the backward pass of ``loss()``: (each storage once, layer by layer), no weights."""
+    fixed = {t.untyped_storage().data_ptr() for m in model.modules() for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+    unique: dict[int, int] = {}
+    separate = 0
+
+    def keep(tensor: Tensor) -> None:
+        nonlocal separate
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in fixed:
+            unique[storage.data_ptr()] = storage.nbytes()
+            separate += tensor.numel() * tensor.element_size()
+
+    with _recorded([model.get_submodule(name) for name in names], keep):
+        value = loss()
+    value.backward()
+    return sum(unique.values()), separate

@@ -24,8 +24,11 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "spectral": "#CC79A7",
     "top_svd": "#000000",
     "fixed_basis": "#7F7F7F",
+    "adamw": "#000000",
+    "lora": "#7F7F7F",
+    "relora": "#B15928",
 }
-MARKERS = dict(zip(PALETTE, "osD^v<>pPXd", strict=True))
+MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
 FEEDBACK = {"none": "#7F7F7F", "ef14": "#0072B2", "literal": "#D55E00"}
 LAYERS = {
     "q_proj": "#0072B2",
@@ -64,7 +67,7 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _legend(figure: Figure, ax: Axes, columns: int = 1) -> None:
+def legend(figure: Figure, ax: Axes, columns: int = 1) -> None:
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=columns)
@@ -106,7 +109,7 @@ def error_against_rank(rows: pd.DataFrame, title: str) -> Figure:
         ax.set_ylabel("E‖estimate − g‖² / ‖g‖²")
     figure.suptitle(title, y=1.0)
     figure.tight_layout()
-    _legend(figure, axes[0][0])
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -132,7 +135,7 @@ def spectra(layers: pd.DataFrame) -> Figure:
         share = np.maximum(np.array(values), 1e-9)
         ax.plot(index, share, color=LAYERS.get(kind, "#7F7F7F"), linewidth=0.9, alpha=0.8, label=kind)
     ax.set(xscale="log", yscale="log", xlabel="index of eigenvalue", ylabel="share of tr S", title="Spectrum of S by layer", ylim=(1e-7, 1))
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -152,7 +155,7 @@ def layer_facts(layers: pd.DataFrame) -> Figure:
     for kind in dict.fromkeys(str(name).rsplit(".", 1)[-1] for name in layers.layer):
         axes[1].scatter([], [], c=LAYERS.get(kind, "#7F7F7F"), label=kind, s=22)
     axes[1].set(xlabel="layer", ylabel="‖g‖² / tr S, %", title="How much of S is signal?", ylim=(0, None))
-    _legend(figure, axes[1])
+    legend(figure, axes[1])
     figure.tight_layout()
     return figure
 
@@ -185,7 +188,7 @@ def loss_curves(rows: pd.DataFrame) -> Figure:
         )
         ax.axhline(float(group.stationary.iloc[0]), color=colour(law), linewidth=0.7, linestyle=":")
     ax.set(yscale="log", xlabel="step", ylabel="E[F]", title="Expected loss: exact (lines), simulated (points), level (dotted)")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -203,7 +206,7 @@ def stability(rows: pd.DataFrame) -> Figure:
     axes[0].set(xlabel="η / largest stable η", ylabel="growth of E‖Θ‖² a step", title="Exact growth factor")
     axes[1].set(xlabel="η / largest stable η", ylabel="simulated / exact", title="E‖Θ‖² after five steps")
     figure.tight_layout()
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -214,7 +217,7 @@ def feedback(rows: list[dict]) -> Figure:
     for row in rows:
         ax.plot(row["step"], row["loss"], color=FEEDBACK[row["law"]], linewidth=1.6, label=row["law"])
     ax.set(yscale="log", xlabel="step", ylabel="median F", title="Error feedback, fresh rank-r compressor")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 

@@ -17,7 +17,7 @@ def train(cells: Sequence[pretrain.Config], workers: int, description: str, quie
 
     A run that diverges is an outcome and stays unfinished; an interruption raises ``runs.Stopped`` with code 130.
     """
-    open_cells = [cell for cell in cells if not pretrain.opened(cell).done]
+    open_cells = [cell for cell in dict.fromkeys(cells) if not pretrain.opened(cell).done]  # never one directory by two processes
     if not open_cells:
         return
     feed.open_data(open_cells[0])  # builds the token files once, and refuses what does not fit, before processes start

@@ -31,7 +31,7 @@ def validate(config: Config, run: runs.Run) -> None:
     run.keep([row for row in rows if row.get("layer") in finished])  # what an interrupted layer or summary left behind goes
     if config.model == "tiny":
         text = tokens.tokens(models.PRESETS["tiny"]["vocab_size"])
-        model = models.build("tiny", config.seed).to(device)
+        model = models.build("tiny", config.seed).to(device)  # pyright: ignore[reportArgumentType]
         weights = run.path / "model.safetensors"
         if weights.exists():  # a continued run measures the model it began with
             load_model(model, weights, device=str(device))
@@ -42,7 +42,7 @@ def validate(config: Config, run: runs.Run) -> None:
         stream = text.training
     else:
         model, stream = models.smollm2()
-    model.to(device).eval()
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]
     names = [name for name in linear_layers(model) if name not in finished]
 
     def batch(i: int) -> Tensor:

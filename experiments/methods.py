@@ -213,7 +213,8 @@ class ReLora(Lora):
                 for value in optimizer.state.get(p, {}).values():
                     if isinstance(value, Tensor) and value.ndim == 2:
                         kept = torch.rand(value.shape, generator=generator, device=value.device) >= PRUNED
-                        value.mul_(kept.to(value.dtype))
+                        dequantize = getattr(value, "dequantize", None) if type(value) is not Tensor else None  # torchao's 8-bit states
+                        value.copy_((dequantize() if dequantize else value) * kept.to(value.dtype))
 
     def lr_factor(self, step: int) -> float:
         since, warm = step % self.settings.refresh_every, min(REWARM, self.settings.refresh_every // 2)

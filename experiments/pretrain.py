@@ -131,7 +131,8 @@ class Config:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.sequences % self.accumulate:
             raise ValueError(f"sequences={self.sequences} must be a multiple of accumulate={self.accumulate}")
-        if not 2 <= self.length <= (limit := models.PRESETS[self.model]["max_position_embeddings"]):
+        limit = models.PRESETS[self.model]["max_position_embeddings"]
+        if not 2 <= self.length <= limit:
             raise ValueError(f"length must be between 2 and the model's {limit}, got {self.length}")
         if self.rank <= 0 or (isinstance(self.rank, float) and self.rank >= 1):
             raise ValueError(f"rank must be a positive integer or a fraction in (0, 1), got {self.rank}")

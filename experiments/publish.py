@@ -16,6 +16,9 @@ from experiments import runs
 KEPT = {  # question → kinds of rows worth committing
     "validate": ("law", "ipa", "lr", "layer", "gradient", "model", "order"),
     "dynamics": ("curve", "stability", "lazy", "feedback"),
+    "pretrain": ("train", "eval", "live", "end", "skip"),
+    "compare": ("trial", "final", "paired", "curve"),
+    "bench": ("machine", "layer", "step", "memory", "refresh"),
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,6 +66,6 @@ def _flat(row: dict[str, Any]) -> list[dict[str, Any]]:
     plain = {key: value for key, value in row.items() if not isinstance(value, list) and key != "kind"}
     if "verdicts" in row:
         return [{key: plain[key] for key in ("law", "shape", "spectrum", "rank", "draws")} | verdict for verdict in row["verdicts"]]
-    if "loss" in row and "step" in row:
+    if isinstance(row.get("loss"), list):
         return [{"law": row["law"], "step": step, "loss": loss} for step, loss in zip(row["step"], row["loss"], strict=True)]
     return [plain]

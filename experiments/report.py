@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from experiments import figures, layerwise, runs
+from experiments import figures, layerwise, report_training, runs
 from experiments.page import details_block, document, every, figure, records, table, verdict
 
 
@@ -46,14 +46,20 @@ def main(config: Config) -> Path:
 
 
 def _section(run: runs.Run) -> str:
-    rows = run.rows()
-    question = run.config["question"]
-    if question == "dynamics":
-        title, body = f"Dynamics: n={run.config['n']}, r={run.config['rank']}", _dynamics(rows)
-    elif run.config["model"] == "synthetic":
-        title, body = "Validation on synthetic matrices", _synthetic(run, rows)
-    else:
-        title, body = f"Validation on real gradients: {run.config['model']}", _real(run, rows)
+    rows, config = run.rows(), run.config
+    match config["question"]:
+        case "dynamics":
+            title, body = f"Dynamics: n={config['n']}, r={config['rank']}", _dynamics(rows)
+        case "pretrain":
+            title, body = f"Training: {run.path.name}", report_training.pretrain(run, rows)
+        case "compare":
+            title, body = f"Comparison in training: {config['model']}", report_training.compare(run, rows)
+        case "bench":
+            title, body = f"Time and memory: {config['model']}", report_training.bench(run, rows)
+        case _ if config["model"] == "synthetic":
+            title, body = "Validation on synthetic matrices", _synthetic(run, rows)
+        case _:
+            title, body = f"Validation on real gradients: {config['model']}", _real(run, rows)
     return f"<section><h2>{html.escape(title)}</h2>{body}{_provenance(run)}</section>"
 
 

@@ -57,6 +57,8 @@ KINDS = {
     "stability": "growth around the stable step",
     "lazy": "lazy-loop contraction",
     "feedback": "error feedback converges, literal diverges",
+    "step": "time of a step over full AdamW",
+    "memory": "saved activations over nn.Linear",
 }
 
 

@@ -48,7 +48,8 @@ class Trainer:
             model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
         if config.checkpoint_activations:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model = model
+        self.model = model  # its operations are counted before a method adds factors of its own
+        self.cost = cost.Cost(model, config.length, self.device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
         try:
             self.method = METHODS[config.method](model, config)
         except ValueError as error:
@@ -59,7 +60,6 @@ class Trainer:
         self.head: Any = model.get_output_embeddings()
         self.compiled: Any = torch.compile(self.body) if config.compile else self.body
         self.names = {id(p): name for name, p in model.named_parameters()}
-        self.cost = cost.Cost(model, config.length, self.device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.facts = {**facts, **self.method.facts(), "parameters": models.parameters(config.model)}
         self._interrupted = False
@@ -88,7 +88,7 @@ class Trainer:
                     self.run.log(self._evaluate())
                 if not last and (self._interrupted or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
                     self._save()
-                if self._interrupted:
+                if self._interrupted and not last:
                     raise runs.Stopped(f"interrupted after step {self.step}, saved; the same command continues it", code=130)
         self._finish()
 
@@ -98,7 +98,9 @@ class Trainer:
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * factor * (self.method.lr_factor(self.step) if group["matrices"] else 1.0)
+                lr = config.lr * factor * (self.method.lr_factor(self.method.steps) if group["matrices"] else 1.0)
+                # torchao holds a tensor and refuses a number in its place
+                group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
             optimizer.zero_grad(set_to_none=True)
         if self.live and self.step % config.measure_every == 0:
             self.live.arm()
@@ -108,16 +110,17 @@ class Trainer:
             part.backward()
             loss += part.detach()
         trained = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         self.step += 1
         row = {"kind": "train", "step": self.step, "loss": float(loss), "grad_norm": float(norm), "lr": config.lr * factor}
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
             self.skipped += 1
             return row | {"kind": "skip", "where": self._where(trained), "loss": str(row["loss"]), "grad_norm": str(row["grad_norm"])}
+        nn.utils.clip_grads_with_norm_(trained, config.clip or math.inf, norm)  # not before: a norm that is NaN would spread to all
         for optimizer in self.optimizers:
             optimizer.step()
         matrices = self.optimizers[0]
-        self.method.after_step(matrices, 1 - matrices.param_groups[0]["lr"] * config.weight_decay)
+        self.method.after_step(matrices, 1 - float(matrices.param_groups[0]["lr"]) * config.weight_decay)
         return row
 
     def _loss(self, ids: Tensor) -> Tensor:
@@ -161,7 +164,7 @@ class Trainer:
     # begin, save, end
 
     def _announce(self) -> None:
-        facts = self.facts | {"state_bytes": cost.state_bytes(self.optimizers), "device": str(self.device)}
+        facts = self.facts | {"device": str(self.device)}
         self.run.write("facts.json", facts | {"left_alone": self.method.left_alone})
         if not self.config.quiet:
             print(
@@ -202,6 +205,8 @@ class Trainer:
         if differing:
             theirs = ", ".join(f"{name}={state['identity'].get(name)!r} (now {mine[name]!r})" for name in differing)
             raise runs.WrongInput(f"the checkpoint is of another configuration: {theirs}")
+        if self.step >= self.config.steps:
+            raise runs.WrongInput(f"the checkpoint is of step {self.step}, nothing is left to do with steps={self.config.steps}")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

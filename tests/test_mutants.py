@@ -30,14 +30,14 @@ class Mutant(Law):
     """A law whose draw is ``wrong(batch, generator)``; the moments to hold it against come with the case."""
 
     wrong: Callable[[tuple[int, ...], torch.Generator], Tensor] = None  # type: ignore[assignment]  # pyright: ignore
-    fitted: Law | None = None
+    target: Law | None = None  # what it was fitted to
     stem: ClassVar[str] = "mutant"
 
     def _draw(self, batch: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
         return self.wrong(batch, generator).to(dtype)
 
     def reference(self) -> Tensor | None:
-        return None if self.fitted is None else self.fitted.reference()
+        return None if self.target is None else self.target.reference()
 
 
 def gaussian(batch: tuple[int, ...], g: torch.Generator, n: int = N, r: int = R) -> Tensor:
@@ -150,7 +150,7 @@ def test_a_wrong_law_is_rejected(name: str) -> None:
     wrong, claimed, fitted = MUTANTS[name]
     honest = check_law(claimed, resolution=0.01)
     assert honest.holds, honest  # the check accepts the law itself
-    check = check_law(Mutant(n=N, rank=R, c=C, wrong=wrong, fitted=fitted), truth=exact(claimed), resolution=0.01, max_draws=3_000_000)
+    check = check_law(Mutant(n=N, rank=R, c=C, wrong=wrong, target=fitted), truth=exact(claimed), resolution=0.01, max_draws=3_000_000)
     report(name, check)
 
 

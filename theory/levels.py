@@ -43,10 +43,10 @@ def levels(stem: str, n: int, rank: int, c: float = 1.0, **parameters: Any) -> L
         return Levels(mean[: kept.size], inverse[: kept.size], float(mean[-1]), float(inverse[-1]))
     if stem == "truncated":
         return Levels(np.full(rank, c), np.full(rank, c**2), 0.0, 0.0)
-    s = {"gaussian": 3.0, "rademacher": 1.0}.get(stem, parameters.get("sparsity", 3.0))  # fourth moment of an entry
     match stem:
         case "gaussian" | "rademacher" | "sparse_sign":
-            square = (n + rank + s - 2) / rank
+            s = {"gaussian": 3.0, "rademacher": 1.0}[stem] if stem != "sparse_sign" else parameters.get("sparsity", 3.0)
+            square = (n + rank + s - 2) / rank  # s is the kurtosis of an entry of V
         case "coordinate" if parameters.get("replacement", False):
             square = (n + rank - 1) / rank
         case "haar_stiefel" | "coordinate" | "subsampled_transform":

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from estimators import LAWS, Conversion, HaarStiefel, LowRankLinear, convert, keyed
-from experiments.checks import exact
-from tests.monte_carlo import assert_mean
-from theory import mse
+from estimators.directions import refine
 
-K, RATE, DECAY = 6, 0.02, 0.1
+K, RATE, DECAY = 4, 0.02, 0.1
 
 
 def network(seed: int = 0, *, unused: bool = False) -> nn.Sequential:
@@ -39,7 +37,7 @@ def loss(model: nn.Module, step: int) -> Tensor:
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=RATE, weight_decay=DECAY),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=RATE, weight_decay=DECAY, fused=True),  # its writes to B leave no trace
     "SGD": lambda p: torch.optim.SGD(p, lr=RATE, momentum=0.9),
 }
 
@@ -75,7 +73,7 @@ def test_how_often_it_lifts_does_not_change_the_iteration(law: str, optimizer: s
     every = [
         trained(optimizer, law=law, lift_every=lift_every, state="reproject_both")[1].finalize().state_dict() for lift_every in (1, 3, K)
     ]
-    assert float((every[0]["0.weight"] - network().get_parameter("0.weight")).abs().max()) > 0.01  # it moved
+    assert float((every[0]["0.weight"] - network().state_dict()["0.weight"]).abs().max()) > 0.01  # it moved
     assert_same(every[0], every[1], 1e-10)
     assert_same(every[0], every[2], 1e-10)
 
@@ -183,7 +181,7 @@ def setup(unused: bool = False, **options: Any) -> tuple[nn.Module, Conversion, 
     return model, handle, torch.optim.AdamW(handle.parameters(), lr=RATE)
 
 
-@pytest.mark.parametrize("stop", [1, 6, 7, 8])
+@pytest.mark.parametrize("stop", [1, 7, 8, 10])
 @pytest.mark.parametrize("case", CASES)
 def test_interrupted_equals_uninterrupted_bitwise(case: str, stop: int) -> None:
     """Saved to a file that holds plain values only, loaded into new objects, 18 steps with redraws after 4, 8, 12, 16 in all."""
@@ -213,43 +211,20 @@ def test_the_state_of_another_conversion_is_refused(other: dict[str, Any]) -> No
         convert(network().bfloat16(), rank=3).load_state_dict(state)
 
 
-# Unbiasedness
-
-
-@pytest.mark.parametrize(("law", "c"), [("haar_stiefel", 1.0), ("rademacher", 0.6), ("spectral", 1.0)])
-def test_the_gradient_of_B_lifted_is_c_times_the_full_gradient(law: str, c: float, generator: torch.Generator) -> None:
-    """Over redraws, with the error of theory; the spectral law with the directions it fitted to this very gradient."""
-    model = network()
-    loss(model, 0).backward()
-    G = model.get_parameter("2.weight").grad
-    assert G is not None
-    G = G.clone()
-    handle = convert(model, law=law, rank=3, c=c, targets=["2"], keep=5)
-    layer = handle.layers["2"]
-    loss(model, 0).backward()
-    handle.redraw()
-    fitted = handle.law_of("2")
-    truth = exact(fitted)
-    assert type(fitted) is LAWS[law] and truth.unbiased
-    assert torch.equal(layer.basis(), keyed.draw(fitted, 0, "2", 1, dtype=torch.float64))
-    size, probe = G.square().sum(), torch.randn(10, generator=generator, dtype=torch.float64)
-    probe /= (probe @ G).norm()
-
-    signal = (G.mT @ G).numpy()
-    predicted = mse.ipa(truth, 0 * signal, signal).total
-
-    def draw(number: int, generator: torch.Generator) -> Tensor:
-        estimates = []
-        for V in fitted.sample(number, generator=generator, dtype=torch.float64):
-            layer.hold(V)
-            layer.B.grad = None
-            loss(model, 0).backward()
-            assert layer.B.grad is not None
-            estimates.append(layer.B.grad @ V.mT)
-        E = torch.stack(estimates)
-        return torch.stack([(E * G).sum((-2, -1)) / size, probe @ E @ (probe @ G), (E - G).square().sum((-2, -1)) / predicted], dim=-1)
-
-    assert_mean(draw, torch.tensor([c, c, 1.0]).double(), draws=2000, resolution=0.3, generator=generator)
+def test_what_the_sketches_show_reaches_the_next_law() -> None:
+    """The mean of (ĜV)ᵀ(ĜV) over the steps of a period, with its weight; the last full gradient is one period older."""
+    model, handle, optimizer = setup(law="spectral", online=0.5, basis_every=2)
+    advance(model, handle, optimizer, range(1))
+    known, V, grams = handle.fitting.known["2"], handle.layers["2"].basis(), []
+    for step in range(1, 4):
+        advance(model, handle, optimizer, range(step, step + 1))
+        sketch = handle.layers["2"].B.grad
+        assert sketch is not None
+        grams.append(sketch.mT @ sketch)
+    expected = refine(known, V, torch.stack(grams).mean(0), 0.5)
+    for ours, oracle in zip(handle.fitting.known["2"], expected, strict=True):
+        torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(known.sigma, expected.sigma)
 
 
 # Real models
@@ -271,8 +246,8 @@ def roberta() -> nn.Module:
     return RobertaForSequenceClassification(RobertaConfig(**options, max_position_embeddings=40))
 
 
-@pytest.mark.parametrize("build", [llama, roberta])
-@pytest.mark.parametrize("law", ["haar_stiefel", "spectral"])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("build", "law"), [(llama, "haar_stiefel"), (roberta, "spectral")])
 def test_transformers_train_save_and_load(build: Callable[[], nn.Module], law: str, tmp_path: Path) -> None:
     """Trained with activation checkpointing and without, to the same weights; then saved by transformers and read back."""
     tokens = torch.randint(3, 50, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -286,7 +261,7 @@ def test_transformers_train_save_and_load(build: Callable[[], nn.Module], law: s
     for checkpointing in (None, False, True):
         model: Any = copy.deepcopy(start)
         if checkpointing is not None:
-            model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+            model.gradient_checkpointing_enable({"use_reentrant": checkpointing})  # the name both major versions know
             model.enable_input_require_grads()
         handle = convert(model, law=law, rank=4, refresh_every=3)
         heads = [name for name in handle.layers if "lm_head" in name or "classifier" in name]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from estimators import SpectralSampling, measure
+from estimators import LAWS, HaarStiefel, SpectralSampling, convert, keyed, measure
 from estimators.directions import Directions, of_gradient, refine
 from experiments.checks import exact
 from tests.monte_carlo import assert_mean
@@ -172,3 +175,119 @@ def test_the_law_of_refined_directions_is_unbiased_and_has_the_error_of_theory(g
 
     expected = 0.8 * probe.square().sum(-1)
     assert_mean(draw, expected, draws=200_000, resolution=0.1 * float(expected.min()), generator=generator)
+
+
+# Learned in the backward pass
+
+
+def network(unused: bool = False) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 10), nn.Tanh()).double()
+        if unused:
+            model[1].register_module("spare", nn.Linear(12, 12).double())
+    return model
+
+
+def loss(model: nn.Module, step: int = 0, size: float = 1.0) -> Tensor:
+    X = torch.randn(8, 12, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return size * (model(X) - X[:, :10].sin()).square().mean()
+
+
+def full_gradient(model: nn.Module, step: int = 0) -> Tensor:
+    """Of the third module's weight, from a plain model with the same weights."""
+    twin = convert(copy.deepcopy(network()), rank=1).finalize()
+    twin.load_state_dict({name: value for name, value in model.state_dict().items() if name in twin.state_dict()})
+    loss(twin, step).backward()
+    gradient = twin.get_parameter("2.weight").grad
+    assert gradient is not None
+    return gradient.clone()
+
+
+@pytest.mark.parametrize(("law", "c"), [("haar_stiefel", 1.0), ("rademacher", 0.6), ("spectral", 1.0)])
+def test_the_gradient_of_B_lifted_is_c_times_the_full_gradient(law: str, c: float, generator: torch.Generator) -> None:
+    """With the error of theory; the spectral law with the directions it fitted to this very gradient."""
+    model = network()
+    G = full_gradient(model)
+    handle = convert(model, law=law, rank=3, c=c, targets=["2"], keep=5)
+    layer = handle.layers["2"]
+    loss(model).backward()
+    handle.redraw()
+    fitted = handle.law_of("2")
+    assert type(fitted) is LAWS[law] and exact(fitted).unbiased
+    assert torch.equal(layer.basis(), keyed.draw(fitted, 0, "2", 1, dtype=torch.float64))
+    probe = torch.randn(10, generator=generator, dtype=torch.float64)
+    probe /= (probe @ G).norm()
+    signal = (G.mT @ G).numpy()
+    predicted = mse.ipa(exact(fitted), 0 * signal, signal).total
+
+    def draw(number: int, generator: torch.Generator) -> Tensor:
+        estimates = []
+        for V in fitted.sample(number, generator=generator, dtype=torch.float64):
+            layer.hold(V)
+            layer.B.grad = None
+            loss(model).backward()
+            assert layer.B.grad is not None
+            estimates.append(layer.B.grad @ V.mT)
+        E = torch.stack(estimates)
+        aligned, entry, error = (E * G).sum((-2, -1)) / G.square().sum(), probe @ E @ (probe @ G), (E - G).square().sum((-2, -1))
+        return torch.stack([aligned, entry, error / predicted], dim=-1)
+
+    assert_mean(draw, torch.tensor([c, c, 1.0]).double(), draws=2000, resolution=0.3, generator=generator)
+
+
+@pytest.mark.parametrize(("basis_every", "looks"), [(1, [0, 3, 7, 11, 15]), (2, [0, 7, 15])])
+@pytest.mark.parametrize("law", ["spectral", "top_svd"])
+def test_full_gradients_are_formed_in_the_first_micro_batch_of_the_last_step(law: str, basis_every: int, looks: list[int]) -> None:
+    """K = 4: the steps (from 0) after which V changes; a layer that is never used keeps nobody else waiting."""
+    model = network(unused=True)
+    handle = convert(model, law=law, rank=3, refresh_every=4, basis_every=basis_every)
+    optimizer = torch.optim.AdamW(handle.parameters(), lr=0.01)
+    seen, G = [], full_gradient(model)
+    assert type(handle.law_of("2")) is HaarStiefel
+    V = handle.layers["2"].basis()
+    scale = 16 / 3 if law == "spectral" else 1.0  # the columns of what follows
+    torch.testing.assert_close(V.mT @ V, scale * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
+    for step in range(18):
+        for micro in range(2):
+            armed = handle.layers["2"].observer is not None
+            assert not (armed and micro) and handle.watching  # for the layer that is never used
+            if armed:
+                seen.append(step)
+                G = full_gradient(model, step)
+            loss(model, step + 100 * micro).backward()
+        optimizer.step()
+        handle.step(optimizer)
+        optimizer.zero_grad()
+        if seen[-1] == step:  # the new law knows that gradient
+            law_, known = handle.law_of("2"), handle.fitting.known["2"]
+            torch.testing.assert_close(known.sigma, torch.linalg.svdvals(G)[:6].square(), rtol=1e-9, atol=1e-12)
+            assert type(law_) is LAWS[law] and "1.spare" not in handle.fitting.known
+            if law == "top_svd":
+                V, W = handle.layers["2"].basis(), torch.linalg.svd(G)[2][:3]
+                torch.testing.assert_close(V @ V.mT, W.mT @ W, rtol=0, atol=1e-6)
+            else:
+                assert isinstance(law_, SpectralSampling) and law_.basis is known.Q
+    assert seen == looks
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf, 0.0, 1e-200, 1e200])
+@pytest.mark.parametrize("law", ["spectral", "top_svd"])
+@pytest.mark.parametrize("online", [0.0, 1.0])
+def test_a_gradient_nothing_can_be_learned_from_is_passed_over(law: str, size: float, online: float) -> None:
+    """NaN, infinite, zero, or of squares beyond the format: the law stays what it was."""
+    model = network()
+    handle = convert(model, law=law, rank=3, refresh_every=1, state="keep", online=online)
+    loss(model, size=size).backward()
+    handle.step()
+    assert not handle.fitting.known and type(handle.law_of("2")) is HaarStiefel
+    loss(model).backward()
+    handle.step()
+    known = handle.fitting.known["2"]
+    loss(model, size=size).backward()
+    handle.step()
+    after = handle.fitting.known["2"]
+    assert type(handle.law_of("2")) is LAWS[law] and bool(torch.isfinite(after.Q).all() & torch.isfinite(after.sigma).all())
+    if not online or not size < 1:  # sketches may show that there is nothing; they cannot show NaN or infinity
+        assert after is known
+    assert bool(torch.isfinite(handle.layers["2"].basis()).all())

@@ -30,7 +30,7 @@ def neighbours(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The largest value of the format below x and the smallest above, from the list of all its finite values."""
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).double()
     every = every[torch.isfinite(every)].unique()
-    above = torch.searchsorted(every, x)
+    above = torch.searchsorted(every, x.contiguous())
     return every[above - 1], every[above]
 
 
@@ -175,7 +175,7 @@ def test_a_master_takes_every_lift_exactly_and_nearest_loses_small_ones(decay: f
     moved, exact, handle = lifted("master", updates, size=size, decay=decay)
     start = lifted("master", 0, size=0.0)[0]
     assert float((exact - start).abs().max()) > 0.0025
-    torch.testing.assert_close(handle.state_dict()["masters"]["0"].double(), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(handle.state_dict()["masters"]["0"].double(), exact, rtol=0, atol=updates * 2.0**-23)  # float32 sums
     assert torch.equal(moved, handle.state_dict()["masters"]["0"].bfloat16().double())
     assert torch.equal(lifted("nearest", updates, size=size, decay=decay)[0], start)  # as if nothing had been learned, nothing decayed
 
@@ -197,9 +197,9 @@ def test_a_master_is_the_float32_run_itself() -> None:
 
 @pytest.mark.parametrize(("size", "decay"), [(3e-4, 1.0), (0.0, 1 - 1e-4), (3e-4, 1 - 1e-4)])
 def test_stochastic_lifts_and_decays_are_unbiased(size: float, decay: float, generator: torch.Generator) -> None:
-    """20 updates far below the spacing: the mean change, along the change that float64 makes, over seeds of the same V."""
-    start, exact, _ = lifted("stochastic", 0, size=0.0)[0], *lifted("master", 20, size=size, decay=decay)[1:]
-    change = exact - start
+    """20 updates far below the spacing: the mean change, along the change that float64 makes."""
+    start = lifted("stochastic", 0, size=0.0)[0]
+    change = lifted("stochastic", 20, size=size, decay=decay)[1] - start
     assert 0 < float(change.abs().mean()) < 0.0078
 
     def draw(number: int, _: torch.Generator) -> Tensor:
@@ -209,4 +209,24 @@ def test_stochastic_lifts_and_decays_are_unbiased(size: float, decay: float, gen
             shares.append(((moved - start) * (its - start)).sum() / (its - start).square().sum())
         return torch.stack(shares)
 
-    assert_mean(draw, 1.0, draws=40, resolution=0.5, generator=generator)
+    assert_mean(draw, 1.0, draws=60, resolution=0.25, generator=generator)
+
+
+def test_masters_survive_an_interruption() -> None:
+    ends = []
+    for stop in (None, 3):
+        model = nn.Sequential(nn.Linear(16, 32, bias=False, dtype=torch.bfloat16))
+        model.get_parameter("0.weight").data.fill_(1)
+        handle = convert(model, rank=3, state="keep")
+        for step in range(6):
+            if step == stop:
+                saved = copy.deepcopy([model.state_dict(), handle.state_dict()])
+                model = nn.Sequential(nn.Linear(16, 32, bias=False, dtype=torch.bfloat16))
+                handle = convert(model, rank=3, state="keep")
+                model.load_state_dict(saved[0])
+                handle.load_state_dict(saved[1])
+            with torch.no_grad():
+                handle.layers["0"].B.add_(1e-4 * (step + 1))
+            handle.step()
+        ends.append((handle.state_dict()["masters"]["0"], model.get_parameter("0.weight")))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -111,6 +111,16 @@ def test_a_tied_head_is_left_alone_and_stays_tied() -> None:
     assert out.weight is embedding.weight
 
 
+def test_the_head_a_model_names_itself_is_left_alone() -> None:
+    class Model(nn.Sequential):
+        def get_output_embeddings(self) -> nn.Module:
+            return self[1]
+
+    handle = convert(Model(nn.Linear(6, 6), nn.Linear(6, 9)), rank=2)
+    assert list(handle.layers) == ["0"] and handle.left_alone == {"1.weight": "not targeted"}
+    assert list(convert(Model(nn.Linear(6, 6), nn.Linear(6, 9)), rank=2, targets=".").layers) == ["0", "1"]
+
+
 def test_a_shared_parent_shares_its_layers() -> None:
     block = nn.Sequential(nn.Linear(6, 6))
     model = nn.Sequential(block, nn.Linear(6, 6), block)

@@ -1,0 +1,229 @@
+"""How fast and how small: one run measures the machine, then everything as ratios to a named peer, in pairs taken side by side.
+
+``step``: one optimizer step of each method on the same batches, over that of full AdamW; the lift is part of it, redraws are timed apart and
+added at their share 1/K. ``memory``: bytes that the linear layers of the blocks save for the backward pass, each storage counted once, over
+those of ``nn.Linear``. ``layer``: LowRankLinear forward and backward over nn.Linear with its weight gradient. ``refresh``: what a redraw
+costs, for laws fitted to the gradient with its full gradient or its online updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from estimators import LAWS, keyed
+from estimators.haar_stiefel import HaarStiefel
+from estimators.linear import LowRankLinear
+from experiments import cost, models, pretrain, runs
+from experiments.loss import linear_cross_entropy
+from experiments.methods import METHODS, Method
+from experiments.timing import pairs, timed
+from experiments.trainer import optimizers
+
+STEP_TARGET, MEMORY_TARGET = 1.0, 0.2  # at r = n/8: time of a step and saved bytes, over full AdamW
+GROUPS = ("layer", "step", "memory", "refresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Time and memory of LowRank-IPA beside its peers."""
+
+    group: tuple[str, ...] = GROUPS
+    """What to measure: layer, step, memory, refresh."""
+    model: str = "60m"
+    """Preset of lowrank pretrain."""
+    law: tuple[str, ...] = ("haar_stiefel", "spectral")
+    """Laws of LowRank-IPA."""
+    rank: float = 0.125
+    """r of every layer; a fraction in (0, 1) is r/n."""
+    refresh_every: int = 200
+    """K, over which the cost of a redraw is spread."""
+    sequences: int = 8
+    """Sequences a step."""
+    length: int = 256
+    """Tokens a sequence."""
+    repeats: int = 7
+    """Pairs of measurements, at least 5."""
+    seed: int = 0
+    """Of weights and draws."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    runs_dir: Path = Path("runs")
+    """Where run directories go."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def __post_init__(self) -> None:
+        for name in self.group:
+            if name not in GROUPS:
+                raise ValueError(f"unknown group {name!r}, known are {', '.join(GROUPS)}")
+        if self.repeats < 5:
+            raise ValueError(f"repeats must be at least 5, got {self.repeats}")
+        for law in self.law:
+            settings(self, law)
+
+
+def settings(config: Config, law: str, method: str = "lowrank", **fields: Any) -> pretrain.Config:
+    """The training configuration that is measured."""
+    base = replace(pretrain.PRESETS[config.model], sequences=config.sequences, accumulate=1, length=config.length, seed=config.seed)
+    rank = int(config.rank) if config.rank >= 1 else config.rank
+    return replace(base, method=method, law=law, rank=rank, refresh_every=config.refresh_every, measure_every=0, **fields)
+
+
+PRESETS = {"tiny": Config(model="tiny", sequences=16, length=128), "60m": Config()}
+
+
+def main(config: Config) -> runs.Run:
+    """Measure every group and return the run directory. Nothing is reused from before: times belong to one run."""
+    run = runs.start("bench", config.model, config)
+    run.keep([])
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    parts: dict[str, Callable[[Config, torch.device], list[dict[str, Any]]]] = {
+        "layer": layer,
+        "step": step,
+        "memory": memory,
+        "refresh": refresh,
+    }
+    run.log({"kind": "machine", "gemm_flops": cost.matmul_rate(device, torch.float32), "threads": torch.get_num_threads()})
+    with runs.progress(len(config.group), "bench", config.quiet) as bar:
+        for name in config.group:
+            bar.set_postfix_str(name)
+            run.log(*({"kind": name, **row} for row in parts[name](config, device)))
+            bar.update()
+    run.finish()
+    return run
+
+
+class Bench:
+    """One model under one method with a batch, and a whole optimizer step as a call."""
+
+    def __init__(self, config: Config, law: str, method: str, device: torch.device, **fields: Any) -> None:
+        self.settings = settings(config, law, method, **fields)
+        model = models.build(config.model, config.seed).to(device)  # pyright: ignore[reportArgumentType]
+        self.body: nn.Module = model.model
+        self.head: Any = model.get_output_embeddings()
+        self.method: Method = METHODS[method](model, self.settings)
+        self.optimizers = optimizers(self.settings, self.method.matrices(), self.method.others())
+        generator = keyed.generator(config.seed, "bench", 0)
+        entries = models.PRESETS[config.model]["vocab_size"]
+        self.ids = torch.randint(entries, (config.sequences, config.length), generator=generator).to(device)
+
+    def loss(self) -> Tensor:
+        """As in training."""
+        hidden = self.body(input_ids=self.ids[:, :-1]).last_hidden_state
+        return linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, self.ids[:, 1:].flatten())
+
+    def step(self) -> None:
+        """Forward, backward, clipping, update, lift."""
+        self.optimizers[0].zero_grad(set_to_none=True)
+        self.loss().backward()
+        nn.utils.clip_grad_norm_([p for group in self.optimizers[0].param_groups for p in group["params"]], 1.0)
+        self.optimizers[0].step()
+        self.method.after_step(self.optimizers[0], 1.0)
+
+
+# groups
+
+
+def layer(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """T = 4096, m = n = 1024, r = 128: forward and backward, with the lift counted, B zero and B in the forward pass."""
+    T, m, n, rank = 4096, 1024, 1024, 128
+    generator = keyed.generator(config.seed, "bench layer", 0, device)
+    X = torch.randn(T, n, generator=generator, device=device, requires_grad=True)
+    D = torch.randn(T, m, generator=generator, device=device)
+    dense = nn.Linear(n, m, bias=False, device=device)
+    low = LowRankLinear(nn.Linear(n, m, bias=False, device=device), rank)
+    low.hold(HaarStiefel(n=n, rank=rank).sample(generator=generator))
+
+    def product(module: nn.Module, weight: Tensor) -> None:
+        torch.autograd.grad(module(X), (X, weight), D)
+
+    @torch.no_grad()
+    def lift() -> None:
+        low.weight.addmm_(low.B, low.basis().mT)
+        low.zero()
+
+    def lifted() -> None:
+        product(low, low.B)
+        lift()
+
+    def inside() -> None:
+        low.moved()
+        product(low, low.B)
+        low.zero()
+
+    rows = pairs(
+        lambda: product(dense, dense.weight), {"lift_every=1": lifted, "B in the forward pass": inside}, device, 2 * config.repeats
+    )
+    return [row | {"shape": f"T={T}, m={m}, n={n}, r={rank}"} for row in rows]
+
+
+def step(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """Whole steps; ``ratio_with_redraws`` adds 1/K of a redraw and of the full gradient before it."""
+    benches = {law: Bench(config, law, "lowrank", device) for law in config.law} | {"lora": Bench(config, "gaussian", "lora", device)}
+    for bench in benches.values():
+        bench.step()  # a fitted law sees its first full gradient here and draws from it
+    peer = Bench(config, "gaussian", "adamw", device)
+    rows = pairs(peer.step, {name: bench.step for name, bench in benches.items()}, device, config.repeats)
+    for row in rows:
+        row["tokens_per_second"] = config.sequences * config.length / row["seconds"]
+        row["state_bytes"] = cost.state_bytes((peer if row["name"] == "peer" else benches[row["name"]]).optimizers)
+        handle = benches[row["name"]].method.handle if row["name"] in benches else None
+        if handle is not None:
+            per_step = sum(_redraw(benches[row["name"]], device).values()) / config.refresh_every
+            row["ratio_with_redraws"] = row["ratio"] + per_step / rows[0]["seconds"]
+            row |= {"target": STEP_TARGET, "holds": row["ratio_with_redraws"] <= STEP_TARGET}
+    return rows
+
+
+def memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """Bytes saved for the backward pass by the linear layers of the blocks, and peak bytes of the whole step on a GPU."""
+    rows: list[dict[str, Any]] = []
+    for name, method in [("peer", "adamw"), *((law, "lowrank") for law in config.law), ("lora", "lora")]:
+        bench = Bench(config, name if method == "lowrank" else "gaussian", method, device)
+        bench.step()
+        names = [name for name, _ in bench.body.named_modules() if name.endswith("_proj")]
+        shared, separate = cost.saved_bytes(bench.body, names, bench.loss)
+        row = {"name": name, "saved_bytes": shared, "saved_bytes_layer_by_layer": separate}
+        base = rows[0] if rows else row
+        row |= {"ratio": shared / base["saved_bytes"], "ratio_layer_by_layer": separate / base["saved_bytes_layer_by_layer"]}
+        if method == "lowrank":
+            row |= {"target": MEMORY_TARGET, "holds": row["ratio"] <= MEMORY_TARGET}
+        rows.append(row)
+    return rows
+
+
+def refresh(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """Seconds of a redraw, of the full gradient before it, and of the online update; bytes of what is known and of V."""
+    rows = []
+    for law in config.law:
+        for online in (0.0, 0.5) if LAWS[law].fitted else (0.0,):
+            bench = Bench(config, law, "lowrank", device, online=online, basis_every=10**9 if online else 1)
+            for _ in range(2):
+                bench.step()
+            handle = bench.method.handle
+            assert handle is not None
+            V = [layer.basis() for layer in handle.layers.values()]
+            bytes_ = {"known_bytes": handle.fitting.bytes(), "V_bytes": sum(map(cost.bytes_of, V))}
+            rows.append({"name": law + (" online" if online else "")} | bytes_ | _redraw(bench, device))
+    return rows
+
+
+def _redraw(bench: Bench, device: torch.device) -> dict[str, float]:
+    """Seconds of the full gradient where one is due, beyond a plain backward pass, and of the redraw itself; medians of 3."""
+    handle = bench.method.handle
+    assert handle is not None
+    plain, observed, redrawn = [], [], []
+    for _ in range(3):
+        plain.append(timed(lambda: bench.loss().backward(), device))
+        if handle.law.fitted and not handle.fitting.online:
+            handle.observe(lambda name, X, D: handle.fitting.reduce(name, handle.layers[name], X, D, handle.draws))
+            observed.append(timed(lambda: bench.loss().backward(), device) - plain[-1])
+        redrawn.append(timed(lambda: handle.redraw(bench.optimizers[0]), device))
+    return {"full_gradient_seconds": float(np.median(observed)) if observed else 0.0, "redraw_seconds": float(np.median(redrawn))}

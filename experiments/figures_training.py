@@ -1,0 +1,70 @@
+"""Figures of training runs and of their comparison."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.figures import colour, legend, marker, style
+
+
+def curves(rows: pd.DataFrame) -> Figure:
+    """Held-out loss against tokens and against seconds of training; bars are ±1 standard error over seeds."""
+    style()
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True)
+    for ax, horizontal, label in ((axes[0], "trained_tokens", "tokens"), (axes[1], "seconds", "seconds")):
+        for name, group in rows.groupby("label", sort=False):
+            name = str(name)
+            fmt = f"{marker(name)}-"
+            ax.errorbar(
+                group[horizontal], group.loss, group.standard_error, fmt=fmt, color=colour(name), markersize=3.5, capsize=2, label=name
+            )
+        ax.set(xlabel=label)
+    axes[0].set(ylabel="held-out loss (nats/token)")
+    figure.tight_layout()
+    legend(figure, axes[0])
+    return figure
+
+
+def differences(rows: pd.DataFrame, reference: str) -> Figure:
+    """Paired differences of held-out loss to ``reference`` with 95 % intervals."""
+    style()
+    mine = rows[rows.reference == reference]
+    figure, ax = plt.subplots(figsize=(6.0, 0.36 * len(mine) + 1.1))
+    place = np.arange(len(mine))[::-1]
+    for y, (_, row) in zip(place, mine.iterrows(), strict=True):
+        bar = [[row.difference - row.low], [row.high - row.difference]]
+        ax.errorbar([row.difference], [y], xerr=bar, fmt=marker(row.label), color=colour(row.label), capsize=3, markersize=5)
+    ax.axvline(0, color="#000000", linewidth=0.8)
+    ax.set_yticks(place, list(mine.label))
+    ax.set(xlabel=f"held-out loss minus that of {reference} (nats/token)", title="Paired by seed, 95 % intervals")
+    return figure
+
+
+def run(train: pd.DataFrame, held_out: pd.DataFrame, law: str) -> Figure:
+    """Training and held-out loss of one run."""
+    style()
+    figure, ax = plt.subplots(figsize=(6.0, 3.4))
+    ax.plot(train.step, train.loss, color=colour(law), linewidth=0.8, label="training")
+    ax.plot(held_out.step, held_out.loss, "o-", color="#000000", markersize=4, linewidth=1.0, label="held out")
+    ax.set(xlabel="step", ylabel="loss (nats/token)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def live(rows: pd.DataFrame) -> Figure:
+    """Predicted and realised error of the law in use, and captured energy, summed over layers."""
+    style()
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.2))
+    for name, dashes in (("predicted", "-"), ("realised", "--")):
+        axes[0].plot(rows.step, rows[name] / (rows.signal + rows.noise), dashes, marker="o", markersize=3.5, color="#0072B2", label=name)
+    axes[0].set(xlabel="step", ylabel="E‖ĜVVᵀ − g‖² / tr S")
+    axes[0].legend(frameon=False)
+    axes[1].plot(rows.step, rows.captured, "o-", markersize=3.5, color="#D55E00", label="energy of Ĝ in span(V)")
+    axes[1].plot(rows.step, rows.signal / (rows.signal + rows.noise), "s-", markersize=3.5, color="#009E73", label="signal share ‖g‖²/tr S")
+    axes[1].set(xlabel="step", ylim=(0, None))
+    axes[1].legend(frameon=False)
+    figure.tight_layout()
+    return figure

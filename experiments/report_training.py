@@ -1,0 +1,109 @@
+"""Sections of the report on training runs, on their comparison, and on time and memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments import figures_training, runs
+from experiments.page import details_block, figure, records, table, verdict
+
+
+def pretrain(run: runs.Run, rows: list[dict[str, Any]]) -> str:
+    """One training run: losses, costs, and the law in use as it was measured live."""
+    kinds = _kinds(rows)
+    live = kinds.get("live", pd.DataFrame())
+    facts = run.read("facts.json")
+    (end,) = records(kinds["end"])
+    last = records(kinds["eval"])[-1]
+    summary = {
+        "held-out loss": last["loss"],
+        "perplexity": last["perplexity"],
+        "tokens/s": end["tokens_per_second"],
+        "MFU": f"{100 * end['model_flops_utilisation']:.0f} %",
+        "peak MiB": end["peak_bytes"] / 2**20,
+        "optimizer state MiB": end["state_bytes"] / 2**20,
+        "weights moved by low-rank updates": f"{100 * facts['touched_share']:.1f} %",
+        "skipped steps": end["skipped"],
+        "epochs": end["epochs"],
+        "measuring": f"{100 * end['measuring_share']:.2f} %",
+    }
+    law = run.config["law"] if run.config["method"] == "lowrank" else run.config["method"]
+    text = table([summary]) + figure(
+        lambda: figures_training.run(kinds["train"], kinds["eval"], law), "Losses on this corpus are not C4 perplexities."
+    )
+    if len(live):
+        text += "<h3>The law in use</h3>" + figure(
+            lambda: figures_training.live(pd.DataFrame(live[live.layer == "all"])),
+            "Predicted: exact error of the law at the moments of this gradient. Realised: that of the V in use; the two have one mean while "
+            "V is independent of the gradient, as it is just after a draw.",
+        )
+        shown = ["layer", "signal", "noise", "predicted", "realised", "captured", "noise_scale_tokens"]
+        text += details_block(
+            "Every layer at the last measurement", table(records(pd.DataFrame(live[live.step == live.step.max()][shown])))
+        )
+    return text
+
+
+def compare(run: runs.Run, rows: list[dict[str, Any]]) -> str:
+    """The comparison: final losses, paired differences, curves, and what was tuned."""
+    kinds = _kinds(rows)
+    final, trial = kinds["final"], kinds["trial"]
+    losses = []
+    for label, group in final.groupby("label", sort=False):
+        n = len(group)
+        losses.append(
+            {
+                "contender": label,
+                "held-out loss": float(group.loss.mean()),
+                "± SE": float(group.loss.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
+                "seeds": n,
+                "learning rate": float(group.lr.iloc[0]),
+                "c or scale": group.c.iloc[0] if not pd.isna(group.c.iloc[0]) else group.lora_scale.iloc[0],
+                "at the edge of the grid": _edge(trial, str(label)),
+                "tokens/s": float(group.tokens_per_second.median()) if "tokens_per_second" in group else float("nan"),
+                "state MiB": float(group.state_bytes.median() / 2**20) if "state_bytes" in group else float("nan"),
+                "touched": f"{100 * group.touched_share.iloc[0]:.1f} %" if "touched_share" in group else "",
+            }
+        )
+    text = (
+        f"<p>{run.config['model']}, {run.config['steps']} steps of {run.config['sequences']} × {run.config['length']} tokens. Learning rate and "
+        f"c (or LoRA's scale) were chosen for each contender on {run.config['tune_steps']} steps with a seed of their own, with equally many "
+        "trials. Losses on this corpus are not C4 perplexities.</p>" + table(losses)
+    )
+    if "curve" in kinds:
+        text += figure(lambda: figures_training.curves(kinds["curve"]), "Bars: ±1 standard error over seeds.")
+    if "paired" in kinds:
+        for reference in dict.fromkeys(kinds["paired"].reference):
+            caption = "Student intervals over seeds; one that contains 0 shows no difference at this number of seeds."
+            text += figure(lambda reference=reference: figures_training.differences(kinds["paired"], str(reference)), caption)
+        text += details_block("Paired differences", table(records(kinds["paired"].drop(columns="kind"))))
+    return text + details_block("Tuning", table(records(trial.drop(columns="kind"))))
+
+
+def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
+    """Ratios to the named peer, one table a group."""
+    judged = [row for row in rows if "holds" in row]
+    titles = {
+        "layer": "One layer, forward and backward, over nn.Linear",
+        "step": "One optimizer step, over full AdamW",
+        "memory": "Bytes saved for the backward pass by the linear layers of the blocks, over nn.Linear",
+        "refresh": "What a redraw costs",
+    }
+    text = verdict(sum(row["holds"] for row in judged), len(judged), f"targets at r/n = {run.config['rank']:g}")
+    for kind, title in titles.items():
+        mine = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
+        if mine:
+            columns = list(dict.fromkeys(key for row in mine for key in row))
+            text += f"<h3>{title}</h3>" + table([{key: row.get(key) for key in columns} for row in mine])
+    return text
+
+
+def _kinds(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    return {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in dict.fromkeys(row["kind"] for row in rows)}
+
+
+def _edge(trial: pd.DataFrame, label: str) -> str:
+    return "yes" if bool(trial[(trial.label == label) & trial.chosen].at_edge.any()) else "no"

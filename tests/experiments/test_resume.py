@@ -1,0 +1,294 @@
+"""A run that dies at any moment ends where an uninterrupted one does, and what breaks on the way is said in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from experiments import checkpoint, cli, pretrain, runs
+from experiments.trainer import Trainer
+from tests.experiments.test_pretrain import few, losses, text_in
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = ("seconds", "cost_share", "tokens_per_second", "model_flops_utilisation", "peak_bytes", "measuring_share")
+LONG: dict[str, Any] = {"steps": 12, "refresh_every": 4, "measure_every": 5, "eval_every": 6, "checkpoint_every": 2, "save_model": True}
+SPECTRAL: dict[str, Any] = {"law": "spectral", "online": 0.5, "basis_every": 2, "refresh_every": 3, "state": "reproject_both"}
+
+
+class Death(BaseException):
+    """Nothing in the program catches it."""
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_in(tmp_path_factory.mktemp("resume"))
+
+
+def outcome(run: runs.Run) -> tuple[bytes, list[dict[str, Any]]]:
+    """The weights, and all rows without what depends on the clock."""
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in run.rows()]
+    return (run.path / "model" / "model.safetensors").read_bytes(), rows
+
+
+def dies(config: pretrain.Config, at: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train until ``at`` steps are made and logged, then die; the run directory."""
+    with monkeypatch.context() as patch:
+        step = Trainer._step
+        patch.setattr(Trainer, "_step", lambda self: step(self) if self.step < at else (_ for _ in ()).throw(Death))
+        with pytest.raises(Death):
+            pretrain.main(config)
+    return pretrain.opened(config).path
+
+
+# interrupted in this process
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "relora", "refresh_every": 3},
+        {"method": "lora", "optimizer": "muon"},
+        {"method": "adamw", "optimizer": "sgd"},
+        {**SPECTRAL, "checkpoint_every": 1},
+        {"lift_every": 3, "state": "reproject_first", "accumulate": 2, "weight_decay": 0.1},
+        {"precision": "bf16_weights", "lift": "stochastic", "lift_every": 3},
+        {"precision": "bf16_weights", "optimizer": "adamw8bit", "state": "row_scale"},
+        {"law": "top_svd", "precision": "bf16", "checkpoint_activations": True, "store": False},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_dying_twice_changes_nothing(fields: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # torchao's update
+    fields = LONG | fields
+    whole = pretrain.main(few(text, tmp_path / "whole", **fields))
+    config = few(text, tmp_path / "parts", **fields)
+    dies(config, 5, monkeypatch)
+    dies(config, 9, monkeypatch)
+    assert outcome(pretrain.main(config)) == outcome(whole)
+
+
+def test_a_stream_is_continued_where_it_was(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = {**LONG, "tokenizer": text / "tokenizer.json", "sequences": 8, "length": 32}
+    file = text.parent / "few.jsonl"
+    whole = pretrain.main(few(file, tmp_path / "whole", **stream))
+    config = few(file, tmp_path / "parts", **stream)
+    dies(config, 7, monkeypatch)
+    assert outcome(pretrain.main(config)) == outcome(whole)
+    assert losses(whole)[-1] < losses(whole)[0] - 2 and whole.read("facts.json")["data"] == [str(file)]
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = pretrain.main(few(text, tmp_path / "whole", **LONG))
+    config = few(text, tmp_path / "parts", **LONG | {"quiet": False})
+    path = dies(config, 7, monkeypatch)
+    newest = path / "checkpoints" / "checkpoint-00000006" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    capsys.readouterr()
+    assert outcome(pretrain.main(config)) == outcome(whole)
+    told = capsys.readouterr().out
+    assert "checkpoint-00000006 is damaged" in told and "checkpoint-00000004 is used instead" in told
+
+
+def test_resuming_from_another_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = dies(few(text, tmp_path, **LONG), 7, monkeypatch)
+    for fields, message in (
+        ({"lr": 2e-2, "seed": 1}, r"another configuration: lr=0.01 \(now 0.02\), seed=0 \(now 1\)$"),
+        ({"rank": 8}, r"rank=0.25 \(now 8\)"),
+        ({"steps": 6}, "the checkpoint is of step 6, nothing is left to do with steps=6"),
+        ({"resume": tmp_path / "nowhere"}, "nowhere has no checkpoint to resume from"),
+    ):
+        with pytest.raises(runs.WrongInput, match=message):
+            pretrain.main(few(text, tmp_path, **{**LONG, "resume": other, **fields}))
+    run = pretrain.main(few(text, tmp_path, **LONG | {"resume": other, "steps": 9, "measure_every": 0}))
+    assert run.path != other and [row["step"] for row in run.rows() if row["kind"] == "train"] == [7, 8, 9]
+    assert losses(run)[0] == losses(pretrain.main(few(text, tmp_path, **LONG)))[6]  # the first loss is that of the same weights
+
+
+# a process that is killed
+
+
+def process(config: pretrain.Config) -> subprocess.Popen[str]:
+    """The real command."""
+    default = pretrain.Config()
+    given = {name.replace("_", "-"): value for name, value in vars(config).items() if value != getattr(default, name)}
+    switches = {True: "--", False: "--no-"}
+    flags = [f"{switches[value]}{name}" if isinstance(value, bool) else f"--{name}={value}" for name, value in given.items()]
+    command = [sys.executable, "-m", "experiments.cli", "pretrain", "tiny", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for_rows(started: subprocess.Popen[str], path: Path, count: int) -> None:
+    while len(runs.read_rows(path)) < count:
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("fields, kills", [({}, 2), (SPECTRAL, 1)], ids=["haar_stiefel", "spectral"])
+def test_killed_at_random_moments(fields: dict[str, Any], kills: int, text: Path, tmp_path: Path) -> None:
+    """A step and its checkpoint take about as long as each other, so some of these fall into the writing of one."""
+    fields = {**LONG, "steps": 14, **fields, "checkpoint_every": 1, "measure_every": 10}
+    whole = pretrain.main(few(text, tmp_path / "whole", **fields))
+    config = few(text, tmp_path / "parts", **fields)
+    path = pretrain.opened(config).path
+    generator = np.random.default_rng(len(fields))
+    for _ in range(kills):
+        started = process(config)
+        wait_for_rows(started, path, len(runs.read_rows(path)) + 3)
+        time.sleep(generator.uniform(0, 0.2))
+        started.kill()
+        assert started.wait() == -signal.SIGKILL and not (path / "DONE").exists()
+        started.communicate()
+    assert outcome(pretrain.main(config)) == outcome(whole)
+
+
+def test_an_interrupted_process_saves_and_says_how_to_continue(text: Path, tmp_path: Path) -> None:
+    fields = LONG | {"steps": 200, "checkpoint_every": 0, "save_model": False, "measure_every": 0, "eval_every": 0}
+    config = few(text, tmp_path / "parts", **fields)
+    path = pretrain.opened(config).path
+    started = process(config)
+    wait_for_rows(started, path, 3)
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate(timeout=60)
+    step = len(runs.read_rows(path))
+    assert 3 <= step < 200 and started.returncode == 130
+    assert told == f"lowrank: pretrain: interrupted after step {step}, saved; the same command continues it\n"
+    found = checkpoint.load_latest(path / "checkpoints", pytest.fail)
+    assert found is not None and found[0] == step
+    end = dies(config, step + 3, pytest.MonkeyPatch())
+    whole = dies(few(text, tmp_path / "whole", **fields), step + 3, pytest.MonkeyPatch())
+    strip = lambda path: [row["loss"] for row in runs.read_rows(path)]  # noqa: E731
+    assert strip(end) == strip(whole) and len(strip(end)) == step + 3
+
+
+def test_an_interruption_in_the_last_step_lets_the_run_finish(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer._step
+
+    def interrupted(self: Trainer) -> dict[str, Any]:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert pretrain.main(few(text, tmp_path)).done and signal.getsignal(signal.SIGINT) is before
+    config = few(text, tmp_path, steps=5)
+    with pytest.raises(runs.Stopped, match="interrupted after step 4, saved") as stop:
+        pretrain.main(config)
+    assert stop.value.code == 130 and pretrain.main(config).done
+
+
+# what breaks
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, factor: float = float("nan"), name: str | None = None) -> None:
+    """At these steps the loss, or the gradient of one parameter alone, is multiplied by ``factor``."""
+    original = Trainer._loss
+
+    def loss(self: Trainer, ids: Tensor) -> Tensor:
+        value = original(self, ids)
+        if not self.model.training or self.step not in steps:
+            return value
+        if name is None:
+            return value * factor
+
+        def spoil(p: Tensor) -> None:
+            hook.remove()
+            assert p.grad is not None
+            p.grad.view(-1)[5] *= factor
+
+        hook = self.model.get_parameter(name).register_post_accumulate_grad_hook(spoil)
+        return value
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [None, "lm_head.weight", "model.layers.1.mlp.up_proj.B"])
+def test_a_step_without_a_finite_gradient_leaves_no_trace(
+    name: str | None, factor: float, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 1, factor=factor, name=name)
+    config = few(text, tmp_path, optimizer="muon", weight_decay=0.1, refresh_every=2)
+    made = Trainer(config, pretrain.opened(config))
+    made._step()
+    before = [state.clone() for state in made.model.state_dict().values()]
+    row = made._step()
+    after = list(made.model.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert row["kind"] == "skip" and row["step"] == 2 and made.skipped == 1 and made.method.steps == 1
+    assert row["where"] == (name or row["where"]) and json.loads(json.dumps(row)) == row
+    assert made._step()["kind"] == "train" and made.method.handle is not None and made.method.handle.draws == 1
+
+
+@pytest.mark.parametrize("fields", [{}, SPECTRAL, {"method": "relora"}], ids=["haar_stiefel", "spectral", "relora"])
+def test_a_run_goes_on_after_skips_and_resumes_exactly(
+    fields: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spectral law forms the full gradient at steps 0 and 5: it loses what it would have learned there, and nothing else."""
+    fields = LONG | fields
+    poison(monkeypatch, 0, 5, 6)
+    whole = pretrain.main(few(text, tmp_path / "whole", **fields))
+    rows = [row for row in whole.rows() if row["kind"] in ("train", "skip")]
+    assert [row["step"] for row in rows if row["kind"] == "skip"] == [1, 6, 7] and len(rows) == 12
+    assert whole.rows()[-1]["skipped"] == 3 and min(losses(whole)) < losses(whole)[0] - 1
+    config = few(text, tmp_path / "parts", **fields)
+    dies(config, 8, monkeypatch)
+    assert outcome(pretrain.main(config)) == outcome(whole)
+
+
+def cli_of(text: Path, tmp_path: Path, more: str) -> list[str]:
+    return f"pretrain tiny --data {text} --runs-dir {tmp_path} --sequences 2 --length 16 --quiet {more}".split()
+
+
+def test_too_many_skips_stop_the_run_and_name_the_parameter(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, *range(2, 20), name="model.layers.2.self_attn.k_proj.B")
+    assert cli.main(cli_of(text, tmp_path, "--steps 20 --max-skipped 3")) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "lowrank: pretrain: 4 steps without a finite loss and gradient, the last at step 6 in model.layers.2.self_attn.k_"
+    )
+    assert len(told.splitlines()) == 1
+    (path,) = tmp_path.glob("pretrain-*")
+    assert [row["kind"] for row in runs.read_rows(path) if row["kind"] != "live"] == ["train"] * 2 + ["skip"] * 4
+
+
+def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = pretrain.main(few(text, tmp_path / "whole", **LONG))
+    save, limits = Trainer._save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    more = "--steps 12 --refresh-every 4 --lr 1e-2 --measure-every 5 --eval-every 6 --eval-tokens 256 --checkpoint-every 2"
+
+    def full(self: Trainer) -> None:
+        try:
+            if self.step == 4:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+            save(self)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", full)
+        assert cli.main(cli_of(text, tmp_path, more)) == 1
+    told = capsys.readouterr().err
+    assert "checkpoint-00000004 was not written, no room" in told and "checkpoint-00000002 is kept" in told and len(told.splitlines()) == 1
+    assert cli.main(cli_of(text, tmp_path, more)) == 0
+    (path,) = tmp_path.glob("pretrain-*")
+    assert outcome(runs.load(path)) == outcome(whole)
