@@ -20,7 +20,7 @@ QUESTIONS = {
     "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
-    "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, and the report of all three",
+    "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, a short training run, and the report of all",
 }
 
 USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]

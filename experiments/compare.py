@@ -3,7 +3,8 @@
 First every contender trains for ``tune_steps`` from its own seed at each pair of a learning rate and a second knob: c for the laws, the scale of
 LoRA. Full AdamW has no second knob and gets as many learning rates over the same range. The best, by mean training loss over the last
 fifth, trains for ``steps`` with every seed. Contenders are compared by held-out loss after the last step, in pairs of equal seed.
-A cell of the grid is a run of ``lowrank pretrain``; what is finished is not computed again.
+A cell of the grid is a run of ``lowrank pretrain``; what is finished is not computed again. The run directory holds the losses against tokens and
+against seconds as ``curves.svg``; ``lowrank report`` shows everything.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from estimators import LAWS
 from estimators.transport import Policy
-from experiments import grid, pretrain, runs
+from experiments import figures, figures_training, grid, pretrain, runs
 from experiments.methods import METHODS
 
 TUNING_SEED = 1000  # none of the seeds that are compared
@@ -174,7 +176,9 @@ def main(config: Config) -> runs.Run:
     compared = {one: [_compared(config, run, trial, seed) for seed in config.seed] for one, trial in chosen.items()}
     grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet)
     finals = [_final(one, cell) for one, some in compared.items() for cell in some]
-    run.log(*finals, *paired(finals), *curves(compared))
+    points = curves(compared)
+    run.log(*finals, *paired(finals), *points)
+    (run.path / "curves.svg").write_text(figures.svg(figures_training.curves(pd.DataFrame(points))), encoding="utf-8")
     run.finish()
     return run
 

@@ -1,16 +1,16 @@
-"""The tour: validate on synthetic matrices and on the gradients of a small LLaMA in training, dynamics, and one report of all three."""
+"""The tour: validate on synthetic matrices and on the gradients of a small LLaMA in training, dynamics, a short training run, one report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import dynamics, report, runs, validate
+from experiments import dynamics, pretrain, report, runs, validate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Run the three questions with their defaults and write the report."""
+    """Run the questions with their defaults (a short training) and write the report."""
 
     seed: int = 0
     """Of everything random."""
@@ -23,7 +23,7 @@ class Config:
 
 
 def main(config: Config) -> list[runs.Run | Path]:
-    """The three runs and the path of the report."""
+    """The runs and the path of the report."""
     small = {**vars(validate.PRESETS["smoke"])} if config.smoke else {}
     small_dynamics = {**vars(dynamics.PRESETS["smoke"])} if config.smoke else {}
     common = {"seed": config.seed, "runs_dir": config.runs_dir, "quiet": config.quiet}
@@ -31,6 +31,7 @@ def main(config: Config) -> list[runs.Run | Path]:
         validate.main(validate.Config(**{**small, **common})),
         validate.main(validate.Config(**{**small, **common, "model": "tiny"})),
         dynamics.main(dynamics.Config(**{**small_dynamics, **common})),
+        pretrain.main(pretrain.Config(refresh_every=20, steps=4 if config.smoke else 60, measure_every=10, eval_every=20, **common)),
     ]
     paths = tuple(run.path for run in done if isinstance(run, runs.Run))
     return [*done, report.main(report.Config(run=paths, out=config.runs_dir / "report.html"))]

@@ -1,6 +1,6 @@
-"""The README's law table: facts of each law from its class, numbers from committed results, nothing typed by hand.
+"""The README's tables: facts from the registries, numbers from committed results, nothing typed by hand.
 
-``python -m experiments.readme`` rewrites the table between its markers; a test fails when README and results disagree.
+``python -m experiments.readme`` rewrites every table between its markers; a test fails when README and results disagree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from estimators import LAWS
 from experiments.publish import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- laws: begin, written by python -m experiments.readme -->", "<!-- laws: end -->"
 RATIO = 0.25
 
 FORMULAS = {  # E‖ĜVVᵀ − g‖² at c = 1; t = tr S, S = E[ĜᵀĜ]
@@ -50,12 +49,54 @@ def law_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def training_table(results: Path = RESULTS) -> str:
+    """Held-out loss of the committed comparison on tiny: mean ± standard error over seeds, and the paired difference to full AdamW."""
+    final = pd.read_csv(results / "compare" / "tiny-final.csv")
+    paired = pd.read_csv(results / "compare" / "tiny-paired.csv")
+    against = paired[paired.reference == "adamw"].set_index("label")
+    lines = [
+        "| method | held-out loss | minus full AdamW | trained numbers | optimizer state | learning rate | c or scale |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, group in final.groupby("label", sort=False):
+        error = group.loss.std(ddof=1) / len(group) ** 0.5
+        row = group.iloc[0]
+        knob = row.c if pd.notna(row.c) else row.lora_scale
+        difference = "" if label == "adamw" else f"{against.difference[label]:+.3f} ± {against.standard_error[label]:.3f}"
+        lines.append(
+            f"| `{label}` | {group.loss.mean():.3f} ± {error:.3f} | {difference} | {int(row.trained_parameters):,} | "
+            f"{row.state_bytes / 2**20:.1f} MiB | {row.lr:g} | {'' if pd.isna(knob) else f'{knob:g}'} |"
+        )
+    return "\n".join(lines)
+
+
+def bench_table(results: Path = RESULTS) -> str:
+    """Ratios of the committed bench on 60m at r = n/8."""
+    step = pd.read_csv(results / "bench" / "60m-step.csv").set_index("name")
+    memory = pd.read_csv(results / "bench" / "60m-memory.csv").set_index("name")
+    lines = ["| method | time of a step | with redraws | saved activations | optimizer state |", "|---|---|---|---|---|"]
+    for name in step.index:
+        row, held = step.loc[name], memory.loc[name]
+        with_redraws = "" if pd.isna(row.ratio_with_redraws) else f"{row.ratio_with_redraws:.2f}×"
+        lines.append(
+            f"| `{'adamw' if name == 'peer' else name}` | {row.ratio:.2f}× ({row.ratio_q1:.2f}–{row.ratio_q3:.2f}) | {with_redraws} | "
+            f"{held.ratio:.2f}× | {row.state_bytes / 2**20:.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"laws": law_table, "training": training_table, "bench": bench_table}
+
+
 def updated(text: str) -> str:
-    """``text`` with a fresh table between its markers. Raises ``ValueError`` when a marker is missing."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README has no markers {BEGIN!r} and {END!r}")
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n{law_table()}\n{END}{rest.partition(END)[2]}"
+    """``text`` with fresh tables between their markers. Raises ``ValueError`` when a marker is missing."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: begin, written by python -m experiments.readme -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"README has no markers {begin!r} and {end!r}")
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 if __name__ == "__main__":

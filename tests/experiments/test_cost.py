@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,6 @@ def test_the_schedule_is_a_function_of_the_step() -> None:
     factors = [warmup_cosine(step, 100, 0.1, 0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0 and factors[55] == pytest.approx(0.55) and factors[99] == pytest.approx(0.1, abs=1e-3)
-    assert all(a > b for a, b in zip(factors[10:], factors[11:]))
+    assert all(a > b for a, b in pairwise(factors[10:]))
     assert warmup_cosine(0, 5, 0.0, 0.5) == 1.0 and warmup_cosine(4, 5, 1.0) == 1.0
     assert warmup_cosine(3, 6, 0.0, 0.0) == pytest.approx(0.5) and math.isclose(warmup_cosine(0, 1), 1.0)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from estimators import convert
 from experiments import models, pretrain
@@ -39,16 +38,14 @@ def test_sizes(preset: str) -> None:
     assert pretrain.PRESETS[preset].model == preset
 
 
-@pytest.mark.parametrize("preset", ["tiny", "9m", "20m", "60m"])
+@pytest.mark.parametrize("preset", ["tiny", "9m", "20m"])
 def test_the_touched_share(preset: str) -> None:
     """Embeddings and head are most of a small model: 84 % of 20m, which leaves 16 % to low-rank updates."""
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**models.PRESETS[preset], tie_word_embeddings=False))
-    handle = convert(model.to_empty(device="cpu") if preset == "tiny" else models.build(preset, 0), rank=4)
+    handle = convert(models.build(preset, 0), rank=4)
     embeddings, linear, norms = parts(preset)
     total = embeddings + linear + norms
     assert handle.touched_share == pytest.approx(linear / total, abs=1e-12)
-    expected = {"tiny": (0.45, 0.55), "9m": (0.91, 0.09), "20m": (0.84, 0.16), "60m": (0.56, 0.44)}[preset]
+    expected = {"tiny": (0.45, 0.55), "9m": (0.91, 0.09), "20m": (0.84, 0.16)}[preset]
     assert (embeddings / total, linear / total) == pytest.approx(expected, abs=0.005)
     assert sum(layer.weight.numel() for layer in handle.layers.values()) == linear
     assert len(handle.layers) == 7 * models.PRESETS[preset]["num_hidden_layers"]

