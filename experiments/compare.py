@@ -45,7 +45,7 @@ class Config:
     """K: steps between two draws of V (relora: between two merges)."""
     state: Policy = "row_scale"
     """Optimizer state when V changes."""
-    lr: tuple[float, ...] = (2e-3, 5e-3, 1.25e-2)
+    lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     """Peak learning rates to choose from."""
     c: tuple[float, ...] = (1.0, 0.25)
     """Isotropy constants to choose from."""
@@ -53,7 +53,7 @@ class Config:
     """Scales of LoRA to choose from."""
     seed: tuple[int, ...] = (0, 1, 2)
     """Seeds of the comparison; each fixes initialisation and data order for all."""
-    steps: int = 400
+    steps: int = 300
     """Optimizer steps of a compared run."""
     tune_steps: int = 100
     """Optimizer steps of a tuning run."""
