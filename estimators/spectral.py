@@ -24,6 +24,10 @@ from estimators.haar_stiefel import orthonormalize
 from estimators.law import Law, Spectrum, check_finite, eigenbasis
 from estimators.truncated import check_basis
 
+ESTIMATED_FLOOR = (
+    0.1  # share of r/n that every unit keeps where S is estimated: columns at most √10 times those of Haar, 1/9 more variance at worst
+)
+
 
 @dataclass(frozen=True, eq=False)
 class SpectralSampling(Law):
@@ -81,7 +85,7 @@ class SpectralSampling(Law):
         if not 0 <= k <= n:
             raise ValueError(f"{call}(n={n}, keep={keep}): keep must be between 0 and n")
         tail = sigma[..., k:].mean(-1) if k < n else torch.ones_like(sigma[..., 0])
-        return cls.from_basis(Q[..., :k], sigma[..., :k], tail, rank, c, **options)
+        return cls(n=n, rank=rank, c=c, basis=Q[..., :k], sigma=sigma[..., :k], tail=tail, **options)
 
     @classmethod
     def from_basis(
@@ -91,12 +95,18 @@ class SpectralSampling(Law):
         tail: float | Float[Tensor, "*layers"],
         rank: int,
         c: float = 1.0,
+        *,
+        floor: float = ESTIMATED_FLOOR,
         **options: Any,
     ) -> Self:
-        """The law of any orthonormal directions Q with weights σ; what makes it unbiased does not depend on how good they are."""
+        """The law of any orthonormal directions Q with weights σ; what makes it unbiased does not depend on how good they are.
+
+        Meant for estimates, hence a larger ``floor`` than for a known S: one mini-batch shows no energy at all in most directions when m < n,
+        and a direction believed empty would come rarely with a column of norm √(cn/(r·floor)).
+        """
         if Q.ndim < 2:
             raise ValueError(f"{cls.__name__}.from_basis: Q must be (*layers, n, k), got shape {tuple(Q.shape)}")
-        return cls(n=Q.shape[-2], rank=rank, c=c, basis=Q, sigma=sigma, tail=tail, **options)
+        return cls(n=Q.shape[-2], rank=rank, c=c, basis=Q, sigma=sigma, tail=tail, floor=floor, **options)
 
     @property
     def keep(self) -> int:
