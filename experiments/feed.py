@@ -24,6 +24,7 @@ class Feed(Protocol):
     def next(self) -> Tensor: ...
     @property
     def epochs(self) -> float: ...
+    def planned(self, batches: int) -> float | None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -61,7 +62,15 @@ def _stream(config: Config, sequences: int, entries: int) -> tuple[Feed, list[Te
     except ValueError as error:
         raise WrongInput(f"held-out documents of {config.data}: {error}") from None
     feed = batches.StreamBatches(training, tokenizer, sequences, config.length)
-    return feed, fixed, {"data": [config.data], "vocabulary": tokenizer.get_vocab_size()}
+    return (
+        feed,
+        fixed,
+        {
+            "data": [source.facts()],
+            "tokenizer_sha256": corpus.file_sha256(config.tokenizer),
+            "vocabulary": tokenizer.get_vocab_size(),
+        },
+    )
 
 
 def _held_out(stream: np.ndarray, config: Config) -> list[Tensor]:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
@@ -33,15 +34,21 @@ def train(cells: Sequence[pretrain.Config], workers: int, description: str, quie
                 if future.result() == 130:
                     raise KeyboardInterrupt
                 bar.update()
+        except BrokenProcessPool:
+            raise runs.Stopped("a training process was killed, perhaps for memory; with fewer --workers the same command goes on") from None
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise runs.Stopped("interrupted; the same command continues with the runs that are not done", code=130) from None
 
 
 def _cell(cell: pretrain.Config) -> int:
-    """0, or the exit code of a run that stopped; what it logged until then stays in its directory."""
+    """0; 1 for a run that diverged, whose rows stay in its directory; 130 for an interrupted one. Raises what else stopped it."""
     try:
         pretrain.main(cell)
+    except runs.Diverged:
+        return 1
     except runs.Stopped as stop:
-        return stop.code
+        if stop.code == 130:
+            return 130
+        raise
     return 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def validate(config: Config, run: runs.Run) -> None:
     """Rows: ``gradient`` a layer, law and rank; ``layer`` a layer; ``model`` a law and rank; ``order`` a claim and rank."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = runs.device("auto")
     rows = run.rows()
     finished = {row["layer"] for row in rows if row["kind"] == "layer"}
     run.keep([row for row in rows if row.get("layer") in finished])  # what an interrupted layer or summary left behind goes

@@ -1,9 +1,11 @@
 """The law in use, measured while the model trains: predicted and realised error, captured energy, and how noisy the gradient is.
 
-In one backward pass every N steps the layers show X and Δ (``Conversion.observe``). The rows of the micro-batch are halved, which gives two
-independent gradients G_a, G_b of one mean g, formed layer by layer and freed:  ‖g‖² ← ⟨G_a, G_b⟩,  tr S ← (‖G_a‖² + ‖G_b‖²)/2,
+In one backward pass every N steps the layers show X and Δ (``Conversion.observe``). The sequences of the micro-batch are halved, which gives
+two independent gradients G_a, G_b of one mean g, formed layer by layer and freed:  ‖g‖² ← ⟨G_a, G_b⟩,  tr S ← (‖G_a‖² + ‖G_b‖²)/2,
 tr Σ_ξ = tr S − ‖g‖², all unbiased. Predicted is the exact error of the law at these moments (theory/levels.py); realised is that of the V in
-use, ‖GVVᵀ‖² − 2⟨G_aV, G_bV⟩ + ⟨G_a, G_b⟩ averaged over both halves: their means over draws agree. All for gradients of half a micro-batch.
+use, ‖GVVᵀ‖² − 2⟨G_aV, G_bV⟩ + ⟨G_a, G_b⟩ averaged over both halves. Their means over draws agree while V is independent of the gradient, as
+it is just after a draw; training in a subspace that is held changes the gradient inside it. All for gradients of half a micro-batch, but
+``predicted_step``: that of the whole step, with its smaller noise.
 The noise scale tr Σ_ξ/‖g‖² in tokens is that of arXiv 1812.06162: the batch at which noise and signal are equal.
 """
 
@@ -20,13 +22,18 @@ from estimators import Conversion
 from estimators.law import Law
 from theory import levels
 
+SUMMED = ("signal", "noise", "predicted", "realised", "captured", "predicted_step")
+
 
 class Live:
     """Collects one row a layer, and their sum, in the next backward pass after ``arm``."""
 
-    def __init__(self, handle: Conversion, scale: float) -> None:
-        """``scale``: what the loss of a micro-batch was divided by; gradients are reported for the undivided mean loss."""
-        self.handle, self.scale = handle, scale
+    def __init__(self, handle: Conversion, sequences: int, accumulate: int) -> None:
+        """``sequences``: of a micro-batch, at least 2; ``accumulate``: micro-batches of a step, by which their losses were divided.
+
+        Gradients are reported for the undivided mean loss.
+        """
+        self.handle, self.sequences, self.accumulate = handle, sequences, accumulate
         self.seconds = 0.0  # spent measuring, over the whole run
         self._rows: list[dict[str, Any]] = []
         self._tokens = 0
@@ -41,7 +48,7 @@ class Live:
         rows, self._rows = self._rows, []
         if not rows:
             return []
-        total: dict[str, Any] = {name: sum(row[name] for row in rows) for name in ("signal", "noise", "predicted", "realised", "captured")}
+        total: dict[str, Any] = {name: sum(row[name] for row in rows) for name in SUMMED}
         return [self._derive(row) for row in [*rows, {"layer": "all", **total}]]
 
     def _derive(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +64,9 @@ class Live:
     def _look(self, name: str, X: Tensor, D: Tensor) -> None:
         start = _now(X)
         V, law = self.handle.layers[name].basis().float(), self.handle.law_of(name)
-        half = len(X) // 2
-        self._tokens = half
-        A, B = (2 * self.scale * (D[rows].mT @ X[rows]).float() for rows in (slice(0, half), slice(half, 2 * half)))
+        half = self.sequences // 2 * (len(X) // self.sequences)  # whole sequences: tokens of one are not independent
+        scale, self._tokens = self.accumulate * len(X) / half, half
+        A, B = (scale * (D[rows].mT @ X[rows]).float() for rows in (slice(0, half), slice(half, 2 * half)))
         Q = known(law, V)
         AV, BV, AQ, BQ = A @ V, B @ V, A @ Q, B @ Q
         gram = V.mT @ V
@@ -72,8 +79,14 @@ class Live:
         packed = torch.cat([torch.stack([second, signal, realised, captured]), on, signal_on]).double().cpu().numpy()
         k = Q.shape[1]
         second_, signal_, realised_, captured_ = packed[:4].tolist()
-        predicted = levels.ipa(_levels(law), second_, signal_, packed[4 : 4 + k], packed[4 + k :])
+        on_, signal_on_ = packed[4 : 4 + k], packed[4 + k :]
+        share = half / (self.accumulate * len(X))  # the noise of a step is this share of the noise of a half
+        predicted = levels.ipa(_levels(law), second_, signal_, on_, signal_on_)
+        whole = levels.ipa(
+            _levels(law), signal_ + share * (second_ - signal_), signal_, signal_on_ + share * (on_ - signal_on_), signal_on_
+        )
         row = {"signal": signal_, "noise": second_ - signal_, "predicted": predicted, "realised": realised_, "captured": captured_}
+        row |= {"predicted_step": whole}
         self._rows.append({"layer": name, **row})
         self.seconds += _now(X) - start
 

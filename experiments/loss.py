@@ -5,7 +5,7 @@ of tokens are walked once: d(hidden) and d(weight) are formed beside the loss, a
 (chunk, vocabulary) buffers, logits in the dtype of the products and probabilities in float32; kept for backward are tensors of the size of
 ``hidden`` and ``weight``.
 
-Differs from torch.nn.functional.linear_cross_entropy, which chunks too but exists only since torch 2.13; this project supports torch ≥ 2.8.
+Differs from torch.nn.functional.linear_cross_entropy, which chunks too but exists only since torch 2.13; this project supports torch ≥ 2.9.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
+CHUNK_BYTES = 2**26  # of float32 logits held at a time, at most 1024 tokens
 
 
 def linear_cross_entropy(
-    hidden: Float[Tensor, "tokens n"], weight: Float[Tensor, "vocabulary n"], targets: Int[Tensor, " tokens"], *, chunk: int = 1024
+    hidden: Float[Tensor, "tokens n"], weight: Float[Tensor, "vocabulary n"], targets: Int[Tensor, " tokens"], *, chunk: int | None = None
 ) -> Float[Tensor, ""]:
     """Mean over tokens of −log softmax(hidden @ weight.mT)[target], in nats, at least float32. Targets of −100 are left out.
 
     The products are in the dtype of ``hidden``, or of autocast where it is on. Where no gradient is required none is computed. As in
     F.cross_entropy, the mean of no tokens is nan, with gradients of 0. Raises ValueError where the shapes do not fit.
     """
+    if chunk is None:
+        chunk = max(1, min(1024, CHUNK_BYTES // (4 * len(weight))))
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1] or chunk < 1:
         shapes = ", ".join(f"{name}={tuple(t.shape)}" for name, t in (("hidden", hidden), ("weight", weight), ("targets", targets)))
         raise ValueError(f"linear_cross_entropy({shapes}, chunk={chunk}): needs (tokens, n), (vocabulary, n), (tokens,) and chunk >= 1")

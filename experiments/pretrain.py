@@ -64,7 +64,7 @@ class Config:
     final_lr: float = 0.1
     """Share of the peak learning rate at the end."""
     weight_decay: float = 0.0
-    """Decoupled; on the weights themselves, not on B alone."""
+    """Decoupled; on W + BVᵀ, not on B alone. LoRA decays its factors."""
     clip: float = 1.0
     """Largest norm of the gradient of all trained parameters together (with the sketches ĜV in the place of Ĝ); 0 for none."""
     steps: int = 600
@@ -76,7 +76,7 @@ class Config:
     accumulate: int = 1
     """Micro-batches a step."""
     precision: Precision = "fp32"
-    """fp32; bf16 (products in bfloat16, weights float32); bf16_weights (weights in bfloat16 as well)."""
+    """fp32; bf16 (products in bfloat16, weights float32); bf16_weights (all weights in bfloat16; ``lift`` protects the projected ones only)."""
     checkpoint_activations: bool = False
     """Recompute the blocks in the backward pass."""
     compile: bool = False
@@ -92,7 +92,7 @@ class Config:
     eval_tokens: int = 65536
     """Held-out tokens, the same for everyone."""
     measure_every: int = 100
-    """Steps between live measurements of the law in use; 0 for none."""
+    """Steps between live measurements of the law in use, from two sequences a micro-batch on; 0 for none. These steps keep all activations."""
     max_skipped: int = 10
     """Steps with a loss or gradient that is not finite that a run survives; each is skipped and counted."""
     checkpoint_every: int = 100
@@ -123,12 +123,14 @@ class Config:
         for name in ("steps", "sequences", "accumulate", "refresh_every", "lift_every", "basis_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip", "eval_every", "measure_every", "checkpoint_every", "max_skipped", "eval_tokens"):
+        for name in ("weight_decay", "clip", "eval_every", "measure_every", "checkpoint_every", "max_skipped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("warmup", "final_lr", "online"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.eval_tokens < self.length:
+            raise ValueError(f"eval_tokens must be at least length={self.length}, got {self.eval_tokens}")
         if self.sequences % self.accumulate:
             raise ValueError(f"sequences={self.sequences} must be a multiple of accumulate={self.accumulate}")
         limit = models.PRESETS[self.model]["max_position_embeddings"]

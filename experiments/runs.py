@@ -7,13 +7,16 @@ twice, an unfinished one continues from its recorded rows.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,16 @@ from typing import Any
 
 import torch
 
-NOT_IDENTITY = ("runs_dir", "quiet", "checkpoint_every", "keep_checkpoints")  # fields that say where and how loudly, not what
+NOT_IDENTITY = (
+    "runs_dir",
+    "quiet",
+    "workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_skipped",
+    "save_model",
+)  # fields that say where and how loudly, not what
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WrongInput(ValueError):
@@ -34,6 +46,10 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Diverged(Stopped):
+    """A training run without a finite loss: an outcome of a comparison, not a fault of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +155,47 @@ def environment() -> dict[str, Any]:
     }
 
 
+def device(name: str) -> torch.device:
+    """The device called ``name``; auto is a GPU where there is one. Raises ``WrongInput`` for one that does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise WrongInput(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 @contextmanager
-def progress(total: int, description: str, quiet: bool = False) -> Iterator[Any]:
+def interruptible() -> Iterator[threading.Event]:
+    """An event that the first SIGINT sets, so that work can come to a good end; the second interrupts at once."""
+    asked = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        del number, frame
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: nobody can interrupt it this way
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def progress(total: int, description: str, quiet: bool = False, done: int = 0) -> Iterator[Any]:
     """A tqdm bar on standard error that is silent when ``quiet`` or when nobody is watching."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=description, disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True, leave=False) as bar:
+    with tqdm(
+        total=total, initial=done, desc=description, disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True, leave=False
+    ) as bar:
         yield bar
 
 

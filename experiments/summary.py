@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -22,17 +24,46 @@ def show(result: Any) -> int:
         if lines:
             console.print(_table(lines))
         for run in runs:
-            for row in run.rows():
-                if row["kind"] == "eval" and row["step"] == run.config["steps"]:
-                    console.print(
-                        f"{run.path.name}: held-out loss {row['loss']:.4f} nats, perplexity {row['perplexity']:.1f}", highlight=False
-                    )
+            for line in found(run):
+                console.print(line, highlight=False)
         code = int(any(holding < total for _, _, holding, total, _, _ in lines))
     for item in results:
         path = item.path if isinstance(item, Run) else item
         if isinstance(path, Path):
             console.print(f"{'run' if isinstance(item, Run) else 'wrote'}: {path}", highlight=False)
     return code
+
+
+def found(run: Run) -> list[Any]:
+    """What a run without verdicts found: the held-out loss of a training, the tables of a comparison and of a bench."""
+    rows = run.rows()
+    match run.config["question"] if "question" in run.config else run.path.name.split("-")[0]:
+        case "pretrain":
+            last = [row for row in rows if row["kind"] == "eval"][-1:]
+            return [f"{run.path.name}: held-out loss {row['loss']:.4f} nats, perplexity {row['perplexity']:.1f}" for row in last]
+        case "compare":
+            paired = [row for row in rows if row["kind"] == "paired"]
+            final = pd.DataFrame([row for row in rows if row["kind"] == "final"])
+            losses = [(label, f"{group.loss.mean():.4f}", str(len(group))) for label, group in final.groupby("label", sort=False)]
+            differences = [
+                (f"{row['label']} − {row['reference']}", f"{row['difference']:+.4f} ± {row['standard_error']:.4f}", str(row["seeds"]))
+                for row in paired
+            ]
+            return [_plain("held-out loss (nats/token)", ("contender", "loss", "seeds"), [*losses, *differences])]
+        case "bench":
+            shown = [row for row in rows if "ratio" in row]
+            lines = [(row["kind"], row["name"], f"{row['ratio']:.2f}×", f"{row['target']:g}×" if "target" in row else "") for row in shown]
+            return [_plain("over the peer of the same kind", ("what", "name", "ratio", "target"), lines)]
+    return []
+
+
+def _plain(title: str, columns: tuple[str, ...], lines: Sequence[tuple[Any, ...]]) -> Table:
+    table = Table(title=title)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(str, line))
+    return table
 
 
 def outcome(rows: list[dict[str, Any]]) -> list[tuple[str, int, int, float, float]]:
@@ -63,7 +94,7 @@ KINDS = {
 
 
 def _table(lines: list[tuple[str, str, int, int, float, float]]) -> Table:
-    table = Table(title="theory against measurement")
+    table = Table(title="what holds")
     table.add_column("what", no_wrap=True)
     for name in ("hold", "largest |z|", "would have seen"):
         table.add_column(name, justify="right")

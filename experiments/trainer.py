@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from experiments import checkpoint, cost, feed, models, runs
+from experiments import checkpoint, cost, feed, models, runs, updates
 from experiments.live import Live
 from experiments.loss import linear_cross_entropy
 from experiments.methods import METHODS
@@ -22,6 +20,8 @@ from experiments.schedule import warmup_cosine
 if TYPE_CHECKING:
     from experiments.pretrain import Config
 
+REPEATED = 4  # epochs that a reported number may take
+# fields that a run begun from another's checkpoint may have changed: none of them bends the trajectory, and the schedule is that of the new steps
 FREE = (
     "steps",
     "checkpoint_every",
@@ -40,8 +40,8 @@ class Trainer:
 
     def __init__(self, config: Config, run: runs.Run) -> None:
         self.config, self.run = config, run
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
-        self.batches, self.held_out, facts = feed.open_data(config)
+        self.device = runs.device(config.device)
+        self.batches, self.held_out, self.data = feed.open_data(config)
         model = models.build(config.model, config.seed)
         model.to(self.device)  # pyright: ignore[reportArgumentType]
         if config.precision == "bf16_weights":
@@ -54,23 +54,34 @@ class Trainer:
             self.method = METHODS[config.method](model, config)
         except ValueError as error:
             raise runs.WrongInput(str(error)) from None
-        self.optimizers = optimizers(config, self.method.matrices(), self.method.others())
-        self.live = Live(self.method.handle, config.accumulate) if self.method.handle and config.measure_every else None
+        self.optimizers = updates.optimizers(config, self.method.matrices(), self.method.others())
+        sequences = config.sequences // config.accumulate
+        measured = self.method.handle if config.measure_every and sequences > 1 else None
+        self.live = Live(measured, sequences, config.accumulate) if measured else None
         self.body: nn.Module = model.model
         self.head: Any = model.get_output_embeddings()
         self.compiled: Any = torch.compile(self.body) if config.compile else self.body
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.step, self.skipped, self.seconds = 0, 0, 0.0
-        self.facts = {**facts, **self.method.facts(), "parameters": models.parameters(config.model)}
-        self._interrupted = False
+        self.facts = {**self.data, **self.method.facts(), "parameters": models.parameters(config.model)}
 
     def train(self) -> None:
-        """From the last checkpoint, or from the start, to the end."""
+        """From the last checkpoint, or from the start, to the end. Raises ``runs.Stopped`` where it cannot go on."""
+        try:
+            self._train()
+        except OSError as error:
+            if error.errno not in runs.NO_ROOM:
+                raise
+            raise runs.Stopped(
+                f"no room left at {self.run.path}: {error.strerror}; the same command continues from the last checkpoint"
+            ) from None
+
+    def _train(self) -> None:
         config = self.config
         self._resume()
         self._announce()
-        with self._interruptible(), runs.progress(config.steps, self.run.path.name, config.quiet) as bar:
-            bar.update(self.step)
+        cost.reset_peak(self.device)
+        with runs.interruptible() as interrupted, runs.progress(config.steps, self.run.path.name, config.quiet, self.step) as bar:
             while self.step < config.steps:
                 start = time.perf_counter()
                 row = self._step()
@@ -78,17 +89,17 @@ class Trainer:
                 self.run.log(*self._rows(row))
                 bar.set_postfix_str(self.cost.summary(row["loss"], config.sequences * config.length, time.perf_counter() - start))
                 bar.update()
-                if self.skipped > config.max_skipped:
-                    raise runs.Stopped(
+                if row["kind"] == "skip" and self.skipped > config.max_skipped:
+                    raise runs.Diverged(
                         f"{self.skipped} steps without a finite loss and gradient, the last at step {self.step} in {row['where']}; "
                         f"a smaller --lr or --clip may help"
                     )
                 last = self.step == config.steps
                 if last or (config.eval_every and self.step % config.eval_every == 0):
                     self.run.log(self._evaluate())
-                if not last and (self._interrupted or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
+                if not last and (interrupted.is_set() or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
                     self._save()
-                if self._interrupted and not last:
+                if interrupted.is_set() and not last:
                     raise runs.Stopped(f"interrupted after step {self.step}, saved; the same command continues it", code=130)
         self._finish()
 
@@ -117,6 +128,7 @@ class Trainer:
             self.skipped += 1
             return row | {"kind": "skip", "where": self._where(trained), "loss": str(row["loss"]), "grad_norm": str(row["grad_norm"])}
         nn.utils.clip_grads_with_norm_(trained, config.clip or math.inf, norm)  # not before: a norm that is NaN would spread to all
+        updates.decay(config, self.optimizers)
         for optimizer in self.optimizers:
             optimizer.step()
         matrices = self.optimizers[0]
@@ -164,17 +176,25 @@ class Trainer:
     # begin, save, end
 
     def _announce(self) -> None:
-        facts = self.facts | {"device": str(self.device)}
+        facts = self.facts | {
+            "device": str(self.device),
+            "planned_epochs": self.batches.planned(self.config.steps * self.config.accumulate),
+        }
         self.run.write("facts.json", facts | {"left_alone": self.method.left_alone})
         if not self.config.quiet:
             print(
                 f"{self.run.path.name}: {facts['parameters']:,} weights, {facts['trained_parameters']:,} trained numbers; "
                 f"{100 * facts['touched_share']:.1f} % of the weights move by a low-rank update"
             )
+            if (facts["planned_epochs"] or 0) > REPEATED:
+                print(
+                    f"the data will be seen {facts['planned_epochs']:.1f} times; more than {REPEATED} are too many for a number to report"
+                )
 
     def _state(self) -> dict[str, Any]:
         return {
             "identity": runs.identity(self.config),
+            "data": self.data,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "method": self.method.state_dict(),
@@ -205,6 +225,10 @@ class Trainer:
         if differing:
             theirs = ", ".join(f"{name}={state['identity'].get(name)!r} (now {mine[name]!r})" for name in differing)
             raise runs.WrongInput(f"the checkpoint is of another configuration: {theirs}")
+        if state["data"] != self.data:
+            raise runs.WrongInput(
+                f"the text of {self.config.data} is no longer that of the checkpoint; restore it, or start in another --runs-dir"
+            )
         if self.step >= self.config.steps:
             raise runs.WrongInput(f"the checkpoint is of step {self.step}, nothing is left to do with steps={self.config.steps}")
         self.model.load_state_dict(state["model"])
@@ -230,49 +254,10 @@ class Trainer:
         return {
             "seconds": self.seconds,
             "tokens_per_second": tokens / self.seconds,
+            "matmul_flops": self.cost.rate,
             "model_flops_utilisation": self.cost.utilisation(tokens, self.seconds),
             "peak_bytes": cost.peak_bytes(self.device),
             "state_bytes": cost.state_bytes(self.optimizers),
             "fitting_bytes": self.method.handle.fitting.bytes() if self.method.handle else 0,
             "measuring_share": self.live.seconds / self.seconds if self.live else 0.0,
         }
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first SIGINT lets the step finish and saves; the second interrupts at once."""
-
-        def note(number: int, frame: Any) -> None:
-            del number, frame
-            signal.signal(signal.SIGINT, before)
-            self._interrupted = True
-
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            signal.signal(signal.SIGINT, note)
-        except ValueError:  # not the main thread: nobody can interrupt it this way
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-def optimizers(config: Config, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """The optimizer of ``matrices`` first; under Muon the other parameters have an AdamW of their own."""
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
-    adam = {"betas": (0.9, 0.95), **common}
-    match config.optimizer:
-        case "adamw":
-            return [torch.optim.AdamW(groups, **adam)]
-        case "sgd":
-            return [torch.optim.SGD(groups, momentum=0.9, **common)]
-        case "muon":
-            return [torch.optim.Muon(groups[:1], **common), torch.optim.AdamW(groups[1:], **adam)]
-        case "adamw8bit":
-            try:
-                from torchao.optim import AdamW8bit
-            except ImportError:
-                raise runs.WrongInput("optimizer=adamw8bit needs torchao; `pip install torchao` provides it") from None
-            return [AdamW8bit(groups, **adam)]

@@ -34,6 +34,10 @@ def logits(model: nn.Module) -> Tensor:
         return model(input_ids=IDS).logits
 
 
+def base_of(layer: Any) -> Tensor:
+    return layer.get_base_layer().weight
+
+
 def advance(model: nn.Module, method: Method, steps: int, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
     optimizer = optimizer or torch.optim.AdamW([*method.matrices(), *method.others()], lr=1e-3, weight_decay=0.0)
     for _ in range(steps):
@@ -108,7 +112,7 @@ def test_lora_is_W_plus_scaled_BA() -> None:
         n, m = A.shape[1], B.shape[0]
         assert A.shape == (n // 4, n) and B.shape == (m, n // 4) and layer.scaling["default"] == pytest.approx(3.0)
         assert float(A.abs().max()) <= n**-0.5 and float(A.std()) == pytest.approx((3 * n) ** -0.5, rel=0.05) and not B.any()
-        assert not layer.get_base_layer().weight.requires_grad and torch.equal(layer.get_base_layer().weight, base[f"{name}.weight"])
+        assert not base_of(layer).requires_grad and torch.equal(base_of(layer), base[f"{name}.weight"])
     same, other = (METHODS["lora"](models.build("tiny", 0), pretrain.Config(method="lora", seed=seed)) for seed in (5, 6))
     assert all(torch.equal(a, b) for a, b in zip(method.matrices(), same.matrices(), strict=True))
     assert not torch.equal(method.matrices()[0], other.matrices()[0])
@@ -129,7 +133,7 @@ def test_a_restart_keeps_the_function_and_forgets_the_rest() -> None:
     optimizer.zero_grad()
     model(input_ids=IDS, labels=IDS).loss.backward()
     optimizer.step()
-    before, weights = logits(model), {name: layer.get_base_layer().weight.clone() for name, layer in method.adapters().items()}
+    before, weights = logits(model), {name: base_of(layer).clone() for name, layer in method.adapters().items()}
     embedding = optimizer.state[method.others()[0]]["exp_avg"].clone()
     assert all(bool(optimizer.state[p]["exp_avg_sq"].any()) for p in method.matrices())
     method.after_step(optimizer, 1.0)
@@ -139,7 +143,7 @@ def test_a_restart_keeps_the_function_and_forgets_the_rest() -> None:
         expected = torch.empty_like(A)
         nn.init.kaiming_uniform_(expected, a=math.sqrt(5), generator=keyed.generator(9, f"{name}.relora", 3))
         assert torch.equal(A, expected) and not B.any() and not layer.merged
-        assert not torch.equal(layer.get_base_layer().weight, weights[name])
+        assert not torch.equal(base_of(layer), weights[name])
     moments = torch.cat([optimizer.state[p][key].flatten() for p in method.matrices() for key in ("exp_avg", "exp_avg_sq")])
     count, share = len(moments), float((moments != 0).double().mean())
     assert share == pytest.approx(0.001, abs=5 * (0.001 / count) ** 0.5) and share > 0  # 99.9 % pruned, within 5 standard errors

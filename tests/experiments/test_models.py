@@ -1,15 +1,23 @@
-"""The presets: their sizes, what a low-rank update touches of them, and how they are built."""
+"""The presets: their sizes and what a low-rank update touches of them; and the configurations and data that are refused."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from estimators import convert
-from experiments import models, pretrain
+from experiments import cli, models, pretrain
 from experiments.methods import METHODS
+from tests.experiments.test_pretrain import text_in
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_in(tmp_path_factory.mktemp("models"))
+
 
 SIZES = {
     "tiny": 1_459_328,
@@ -73,3 +81,79 @@ def test_initial_weights_depend_on_the_seed_only() -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
     assert one["lm_head.weight"].data_ptr() != one["model.embed_tokens.weight"].data_ptr()  # not tied
+
+
+# what is refused
+
+WRONG = {
+    "--model x": "unknown model 'x'",
+    "--method x": "unknown method 'x', known are lowrank, adamw, lora, relora",
+    "--law x": "unknown law 'x'",
+    "--optimizer x": "invalid choice 'x'",
+    "--precision fp8": "invalid choice 'fp8'",
+    "--sequences 3 --accumulate 2": "sequences=3 must be a multiple of accumulate=2",
+    "--length 1": "length must be between 2 and the model's 512, got 1",
+    "--length 513": "got 513",
+    "--rank 352": "rank=352 must be below the width 352 of tiny",
+    "--state x": "invalid choice 'x'",
+    **{f"--rank {value}": "rank must be a positive integer or a fraction in (0, 1)" for value in ("0", "-1", "1.0", "-0.5")},
+    **{
+        f"--{name} {value}": "must be positive and finite"
+        for name, value in (("lr", "0"), ("c", "nan"), ("lora-scale", "-1"), ("keep", "inf"))
+    },
+    **{
+        f"--{name} 0": "must be at least 1, got 0"
+        for name in ("steps", "sequences", "accumulate", "refresh-every", "lift-every", "basis-every", "keep-checkpoints")
+    },
+    **{
+        f"--{name} -1": "must not be negative, got -1"
+        for name in ("weight-decay", "clip", "eval-every", "measure-every", "checkpoint-every", "max-skipped")
+    },
+    **{
+        f"--{name} {value}": f"must be in [0, 1], got {value}"
+        for name, value in (("warmup", "1.5"), ("final-lr", "-0.1"), ("online", "2.0"))
+    },
+    "--rank 200": "no layer of LlamaForCausalLM can be converted",  # from here on after the data was opened
+    "--method lora --rank 200": "no layer of LlamaForCausalLM can be adapted",
+    "--online 0.5": "is for laws fitted to the gradient",
+    "--eval-tokens 15": "eval_tokens must be at least length=16, got 15",
+    "--length 500": "the stream holds only",
+    "--data /nowhere": "/nowhere is not a token folder",
+    "--tokenizer /nowhere": "there is no tokenizer /nowhere",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_wrong_values_are_one_line_and_exit_code_2(flags: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = "" if "--data" in flags else f"--data {text}"
+    assert cli.main(f"pretrain tiny {data} --runs-dir {tmp_path} --length 16 --quiet {flags}".split()) == 2
+    told = capsys.readouterr().err
+    assert WRONG[flags] in told and len(told.splitlines()) == 1 and told.startswith("lowrank: pretrain: ")
+
+
+@pytest.fixture
+def copied(text: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    for file in text.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_damaged_or_ill_fitting_tokens_are_one_line(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(message: str) -> None:
+        assert cli.main(f"pretrain tiny --data {copied} --runs-dir {tmp_path} --quiet".split()) == 2
+        told = capsys.readouterr().err
+        assert message in told and len(told.splitlines()) == 1
+
+    data = bytearray((copied / "training.bin").read_bytes())
+    data[100] ^= 1
+    (copied / "training.bin").write_bytes(data)
+    refused("is damaged (its sha256 is not the one in the manifest)")
+    (copied / "training.bin").unlink()
+    refused("training.bin is damaged (it is missing)")
+    facts = json.loads((copied / "manifest.json").read_text())
+    data[100] ^= 1
+    (copied / "training.bin").write_bytes(data)
+    (copied / "manifest.json").write_text(json.dumps(facts | {"vocabulary": 2561}))
+    refused("the tokens have 2561 entries and tiny has 2560; build them with --vocabulary 2560")

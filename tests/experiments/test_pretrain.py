@@ -1,4 +1,4 @@
-"""``lowrank pretrain``: every method, law, optimizer and precision trains; what one step does; what a run leaves; what is refused."""
+"""``lowrank pretrain``: every method, law, optimizer and precision trains; what one step does; what a run leaves behind."""
 
 from __future__ import annotations
 
@@ -88,8 +88,14 @@ def test_every_method_trains_with_every_optimizer(method: str, optimizer: str, t
     assert a_number[0] * trained <= end["state_bytes"] <= a_number[1] * trained + 8192 or (method, optimizer) == ("lowrank", "muon")
 
 
-@pytest.mark.parametrize("method", ["lowrank", "adamw", "lora", "relora"])
-@pytest.mark.parametrize("precision, lift", [("bf16", "master"), *(("bf16_weights", lift) for lift in ("master", "stochastic", "nearest"))])
+@pytest.mark.parametrize(
+    "method, precision, lift",
+    [
+        *((method, precision, "master") for method in ("lowrank", "adamw", "lora", "relora") for precision in ("bf16", "bf16_weights")),
+        ("lowrank", "bf16_weights", "stochastic"),
+        ("lowrank", "bf16_weights", "nearest"),
+    ],
+)
 def test_precisions(method: str, precision: str, lift: str, train: Callable[..., runs.Run]) -> None:
     run = train(method=method, precision=precision, lift=lift, steps=6, refresh_every=4, save_model=True, lift_every=3)
     assert losses(run)[0] == pytest.approx(7.79, abs=0.02) and losses(run, "eval")[0] < 6.5
@@ -100,7 +106,7 @@ def test_precisions(method: str, precision: str, lift: str, train: Callable[...,
 def test_autocast_products_are_in_bfloat16(trainer: Callable[..., Trainer]) -> None:
     seen = []
     made = trainer(precision="bf16")
-    made.model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    made.model.get_submodule("model.layers.0.mlp.down_proj").register_forward_hook(lambda *call: seen.append(call[2].dtype))
     made._step()
     assert seen == [torch.bfloat16] and {p.dtype for p in made.model.parameters()} == {torch.float32}
 
@@ -176,20 +182,20 @@ def test_weights_decay_by_the_rate_of_the_step(trainer: Callable[..., Trainer]) 
 
 
 def test_activation_checkpointing_and_lifting_change_rounding_only(train: Callable[..., runs.Run]) -> None:
-    plain = losses(train(steps=6, refresh_every=3, seed=4)) + losses(train(steps=6, refresh_every=3, seed=4), "eval")
-    for fields in ({"checkpoint_activations": True}, {"lift_every": 3}, {"lift_every": 2}, {"store": False}):
-        run = train(steps=6, refresh_every=3, seed=4, **fields)
-        assert losses(run) + losses(run, "eval") == pytest.approx(plain, abs=1e-4), fields
-    spectral = losses(train(steps=6, refresh_every=3, law="spectral", checkpoint_activations=True))
-    assert spectral == pytest.approx(losses(train(steps=6, refresh_every=3, law="spectral")), abs=1e-4)
+    few_steps = {"steps": 4, "refresh_every": 3, "seed": 4}
+    plain = train(**few_steps)
+    for fields in ({"checkpoint_activations": True}, {"lift_every": 3}, {"lift_every": 2, "store": False}):
+        run = train(**few_steps, **fields)
+        assert losses(run) + losses(run, "eval") == pytest.approx(losses(plain) + losses(plain, "eval"), abs=1e-4), fields
+    spectral = losses(train(**few_steps, law="spectral", checkpoint_activations=True))
+    assert spectral == pytest.approx(losses(train(**few_steps, law="spectral")), abs=1e-4)
 
 
-@pytest.mark.parametrize("law", ["haar_stiefel", "spectral"])
 @pytest.mark.usefixtures("unchecked")
-def test_compiled_training_is_the_same(law: str, train: Callable[..., runs.Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the tracer alone: generating code takes a minute and is not ours."""
+def test_compiled_training_is_the_same(train: Callable[..., runs.Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the tracer alone: generating code takes a minute and is not ours. Steps that form full gradients are in it as well."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    fields = {"law": law, "steps": 6, "refresh_every": 3, "lift_every": 2}
+    fields = {"law": "spectral", "steps": 6, "refresh_every": 3, "lift_every": 2}
     assert losses(train(**fields, compile=True)) == pytest.approx(losses(train(**fields)), abs=1e-4)
 
 
@@ -245,78 +251,3 @@ def test_rows_facts_and_a_run_that_is_done(text: Path, tmp_path: Path, capsys: p
     assert facts["parameters"] == 1_459_328 and facts["left_alone"]["lm_head.weight"] == "not targeted"
     before = (path / "metrics.jsonl").stat().st_mtime_ns
     assert cli.main(command.split()) == 0 and (path / "metrics.jsonl").stat().st_mtime_ns == before  # found, not computed again
-
-
-# what is refused
-
-WRONG = {
-    "--model x": "unknown model 'x'",
-    "--method x": "unknown method 'x', known are lowrank, adamw, lora, relora",
-    "--law x": "unknown law 'x'",
-    "--optimizer x": "invalid choice 'x'",
-    "--precision fp8": "invalid choice 'fp8'",
-    "--sequences 3 --accumulate 2": "sequences=3 must be a multiple of accumulate=2",
-    "--length 1": "length must be between 2 and the model's 512, got 1",
-    "--length 513": "got 513",
-    "--rank 352": "rank=352 must be below the width 352 of tiny",
-    "--state x": "invalid choice 'x'",
-    **{f"--rank {value}": "rank must be a positive integer or a fraction in (0, 1)" for value in ("0", "-1", "1.0", "-0.5")},
-    **{
-        f"--{name} {value}": "must be positive and finite"
-        for name, value in (("lr", "0"), ("c", "nan"), ("lora-scale", "-1"), ("keep", "inf"))
-    },
-    **{
-        f"--{name} 0": "must be at least 1, got 0"
-        for name in ("steps", "sequences", "accumulate", "refresh-every", "lift-every", "basis-every", "keep-checkpoints")
-    },
-    **{
-        f"--{name} -1": "must not be negative, got -1"
-        for name in ("weight-decay", "clip", "eval-every", "measure-every", "checkpoint-every", "max-skipped", "eval-tokens")
-    },
-    **{
-        f"--{name} {value}": f"must be in [0, 1], got {value}"
-        for name, value in (("warmup", "1.5"), ("final-lr", "-0.1"), ("online", "2.0"))
-    },
-    "--rank 200": "no layer of LlamaForCausalLM can be converted",  # from here on after the data was opened
-    "--method lora --rank 200": "no layer of LlamaForCausalLM can be adapted",
-    "--online 0.5": "is for laws fitted to the gradient",
-    "--eval-tokens 8": "the stream holds only",
-    "--data /nowhere": "/nowhere is not a token folder",
-    "--tokenizer /nowhere": "there is no tokenizer /nowhere",
-}
-
-
-@pytest.mark.parametrize("flags", WRONG)
-def test_wrong_values_are_one_line_and_exit_code_2(flags: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = "" if "--data" in flags else f"--data {text}"
-    assert cli.main(f"pretrain tiny {data} --runs-dir {tmp_path} --length 16 --quiet {flags}".split()) == 2
-    told = capsys.readouterr().err
-    assert WRONG[flags] in told and len(told.splitlines()) == 1 and told.startswith("lowrank: pretrain: ")
-
-
-@pytest.fixture
-def copied(text: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "copied"
-    folder.mkdir()
-    for file in text.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
-def test_damaged_or_ill_fitting_tokens_are_one_line(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(message: str) -> None:
-        assert cli.main(f"pretrain tiny --data {copied} --runs-dir {tmp_path} --quiet".split()) == 2
-        told = capsys.readouterr().err
-        assert message in told and len(told.splitlines()) == 1
-
-    data = bytearray((copied / "training.bin").read_bytes())
-    data[100] ^= 1
-    (copied / "training.bin").write_bytes(data)
-    refused("is damaged (its sha256 is not the one in the manifest)")
-    (copied / "training.bin").unlink()
-    refused("training.bin is damaged (it is missing)")
-    facts = json.loads((copied / "manifest.json").read_text())
-    data[100] ^= 1
-    (copied / "training.bin").write_bytes(data)
-    (copied / "manifest.json").write_text(json.dumps(facts | {"vocabulary": 2561}))
-    refused("the tokens have 2561 entries and tiny has 2560; build them with --vocabulary 2560")

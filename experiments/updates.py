@@ -1,0 +1,42 @@
+"""Which torch optimizer updates which parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from experiments import runs
+
+if TYPE_CHECKING:
+    from experiments.pretrain import Config
+
+
+def optimizers(config: Config, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """The optimizer of ``matrices`` first; under Muon the other parameters have an AdamW of their own."""
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
+    adam = {"betas": (0.9, 0.95), **common}
+    match config.optimizer:
+        case "adamw":
+            return [torch.optim.AdamW(groups, **adam)]
+        case "sgd":  # its own weight decay would go through the momentum; ``decay`` keeps it decoupled
+            return [torch.optim.SGD(groups, momentum=0.9, lr=config.lr)]
+        case "muon":
+            return [torch.optim.Muon(groups[:1], **common), torch.optim.AdamW(groups[1:], **adam)]
+        case "adamw8bit":
+            try:
+                from torchao.optim import AdamW8bit
+            except ImportError:
+                raise runs.WrongInput("optimizer=adamw8bit needs torchao; `pip install torchao` provides it") from None
+            return [AdamW8bit(groups, **adam)]
+
+
+@torch.no_grad()
+def decay(config: Config, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Decoupled weight decay, before the step, for the optimizers that have none of their own."""
+    if config.optimizer == "sgd" and config.weight_decay:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * config.weight_decay)
