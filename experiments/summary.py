@@ -70,7 +70,7 @@ def outcome(rows: list[dict[str, Any]]) -> list[tuple[str, int, int, float, floa
     """(kind, holding, total, largest |z|, coarsest resolution) for every kind of row that holds or does not."""
     lines = []
     for kind in dict.fromkeys(row["kind"] for row in rows if "holds" in row):
-        mine = [row for row in rows if row["kind"] == kind]
+        mine = [row for row in rows if row["kind"] == kind and "holds" in row]
         holding = sum(bool(row["holds"]) for row in mine)
         z = max((abs(row["z"]) for row in mine if "z" in row and kind != "order"), default=float("nan"))
         resolution = max((row["resolution"] for row in mine if "resolution" in row), default=float("nan"))
