@@ -29,7 +29,7 @@ class Fitting:
         self.law, self.c, self.options, self.keep, self.online, self.seed = law, c, options, keep, online, seed
         self.known: dict[str, Directions] = {}  # what the draws in use were made from
         self.pending: dict[str, Directions] = {}  # learned since, for the next draws
-        self._seen: dict[str, tuple[Tensor, int]] = {}  # sum of (ĜV)ᵀ(ĜV) in the subspace in use, and over how many
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}  # sum of (ĜV)ᵀ(ĜV) in the subspace in use, and over how many
 
     def law_of(self, name: str, layer: LowRankLinear) -> Law:
         """The law for the next draw of this layer."""
@@ -64,17 +64,16 @@ class Fitting:
     def accumulate(self, name: str, sketch: Tensor) -> None:
         """Note (ĜV)ᵀ(ĜV) of one micro-batch, r×r."""
         gram = sketch.mT @ sketch
-        gram = torch.where(torch.isfinite(gram).all(), gram, torch.zeros_like(gram))  # a skipped step must not spoil the others
-        if name in self._seen:
-            gram = gram + self._seen[name][0]
-        self._seen[name] = (gram, self._seen[name][1] + 1 if name in self._seen else 1)
+        usable = torch.isfinite(gram).all()  # of a skipped step it is not, and must not spoil the others
+        total, count = self._seen.get(name, (torch.zeros_like(gram), torch.zeros((), dtype=torch.int64, device=gram.device)))
+        self._seen[name] = (total + torch.where(usable, gram, torch.zeros_like(gram)), count + usable)
 
     def advance(self, name: str, V: Tensor) -> None:
         """Before V goes: know what was learned since it was drawn, from a full gradient or else from its sketches."""
-        gram, count = self._seen.pop(name, (None, 0))
+        gram, count = self._seen.pop(name, (None, None))
         if name in self.pending:
             self.known[name] = self.pending.pop(name)
-        elif gram is not None and name in self.known and bool(torch.isfinite(gram).all()):
+        elif gram is not None and count is not None and name in self.known and bool(count):
             learned = refine(self.known[name], V, gram / count, self.online)
             self.known[name] = learned if _usable(learned) else self.known[name]
 
@@ -95,7 +94,7 @@ class Fitting:
         """The inverse; ``device``: where each layer lives."""
         self.known = {name: Directions(*(t.to(device[name]) for t in known)) for name, known in state["known"].items()}
         self.pending = {name: Directions(*(t.to(device[name]) for t in known)) for name, known in state["pending"].items()}
-        self._seen = {name: (gram.to(device[name]), count) for name, (gram, count) in state["seen"].items()}
+        self._seen = {name: (gram.to(device[name]), count.to(device[name])) for name, (gram, count) in state["seen"].items()}
 
     def _directions(self, layer: LowRankLinear) -> int:
         wanted = self.keep if isinstance(self.keep, int) else round(self.keep * layer.rank)

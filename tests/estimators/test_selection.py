@@ -233,7 +233,7 @@ def test_wrong_input_is_named_and_the_model_untouched(wrong: dict[str, Any], mes
     ("model", "message"),
     [
         (lambda: nn.Linear(8, 8), "the model itself is the layer; wrap it in nn.Sequential"),
-        (lambda: nn.Sequential(), "it has no parameters"),
+        (lambda: nn.Sequential(), "no parameters"),
         (lambda: nn.Embedding(8, 8), "Embedding is not nn.Linear"),
         (lambda: nn.Sequential(nn.Linear(8, 8)).requires_grad_(False), "frozen"),
     ],
