@@ -3,7 +3,8 @@
 ``step``: one optimizer step of each method on the same batches, over that of full AdamW; the lift is part of it, redraws are timed apart and
 added at their share 1/K. ``memory``: bytes that the linear layers of the blocks save for the backward pass, each storage counted once, over
 those of ``nn.Linear``. ``layer``: LowRankLinear forward and backward over nn.Linear with its weight gradient. ``refresh``: what a redraw
-costs, for laws fitted to the gradient with its full gradient or its online updates.
+costs, for laws fitted to the gradient with its full gradient or its online updates. ``live``: a step that is measured live over one that is not,
+and its share of a run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from estimators import LAWS, keyed
 from estimators.haar_stiefel import HaarStiefel
 from estimators.linear import LowRankLinear
 from experiments import cost, models, pretrain, runs
+from experiments.live import Live
 from experiments.loss import linear_cross_entropy
 from experiments.methods import METHODS, Method
 from experiments.timing import pairs, timed
@@ -28,7 +30,8 @@ from experiments.updates import optimizers
 
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.2  # at r = n/8: time of a step and saved bytes, over full AdamW
 NEVER = 10**9
-GROUPS = ("layer", "step", "memory", "refresh")
+LIVE_LIMIT, LIVE_EVERY = 0.03, 100  # share of a run that live measurement may cost, and how often it is made by default
+GROUPS = ("layer", "step", "memory", "refresh", "live")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Config:
     """Time and memory of LowRank-IPA beside its peers."""
 
     group: tuple[str, ...] = GROUPS
-    """What to measure: layer, step, memory, refresh."""
+    """What to measure: layer, step, memory, refresh, live."""
     model: str = "60m"
     """Preset of lowrank pretrain."""
     law: tuple[str, ...] = ("haar_stiefel", "spectral")
@@ -90,6 +93,7 @@ def main(config: Config) -> runs.Run:
         "step": step,
         "memory": memory,
         "refresh": refresh,
+        "live": live,
     }
     run.log({"kind": "machine", "gemm_flops": cost.matmul_rate(device, torch.float32), "threads": torch.get_num_threads()})
     with runs.progress(len(config.group), "bench", config.quiet) as bar:
@@ -217,6 +221,27 @@ def refresh(config: Config, device: torch.device) -> list[dict[str, Any]]:
             V = [layer.basis() for layer in handle.layers.values()]
             bytes_ = {"known_bytes": handle.fitting.bytes(), "V_bytes": sum(map(cost.bytes_of, V))}
             rows.append({"name": law + (" online" if online else "")} | bytes_ | _redraw(bench, device))
+    return rows
+
+
+def live(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """Steps in which every layer shows X and Δ and is measured, beside plain ones; ``share`` is what one in LIVE_EVERY adds to a run."""
+    rows = []
+    for law in config.law:
+        bench = Bench(config, law, "lowrank", device)
+        for _ in range(2):
+            bench.step()
+        assert bench.method.handle is not None
+        watch = Live(bench.method.handle, config.sequences, 1)
+
+        def measured(bench: Bench = bench, watch: Live = watch) -> None:
+            watch.arm()
+            bench.step()
+            watch.rows()
+
+        _, row = pairs(bench.step, {law: measured}, device, config.repeats)
+        share = (row["ratio"] - 1) / LIVE_EVERY
+        rows.append(row | {"share": share, "limit": LIVE_LIMIT, "holds": share <= LIVE_LIMIT})
     return rows
 
 

@@ -18,7 +18,7 @@ KEPT = {  # question → kinds of rows worth committing
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve"),
-    "bench": ("machine", "layer", "step", "memory", "refresh"),
+    "bench": ("machine", "layer", "step", "memory", "refresh", "live"),
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -90,6 +90,7 @@ KINDS = {
     "feedback": "error feedback converges, literal diverges",
     "step": "time of a step over full AdamW",
     "memory": "saved activations over nn.Linear",
+    "live": "share of a run for live measurement",
 }
 
 

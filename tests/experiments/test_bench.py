@@ -41,7 +41,7 @@ def test_saved_bytes_are_those_of_XV_and_of_X_counted_once(tmp_path: Path) -> No
 
 
 def test_a_bench_is_measured_judged_shown_and_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = bench.main(small(tmp_path, "step", "memory", "refresh"))
+    run = bench.main(small(tmp_path, "step", "memory", "refresh", "live"))
     rows = run.rows()
     step = {row["name"]: row for row in rows if row["kind"] == "step"}
     assert list(step) == ["peer", "haar_stiefel", "spectral", "spectral online", "lora"]
@@ -84,6 +84,13 @@ def test_training_and_comparison_reach_report_and_results(tmp_path: Path, monkey
     assert final[final.seed == 0].set_index("label").loss.to_dict() == pytest.approx(shown)
     losses = pd.read_csv(next((tmp_path / "results" / "pretrain").glob("*-train.csv"))).loss
     assert list(losses) == pytest.approx([row["loss"] for row in trained.rows() if row["kind"] == "train"])
+
+
+def test_a_measured_step_costs_more_and_its_share_is_judged(tmp_path: Path) -> None:
+    rows = bench.live(small(tmp_path, "live"), CPU)
+    assert [row["name"] for row in rows] == ["haar_stiefel", "spectral"]
+    for row in rows:
+        assert row["share"] == pytest.approx((row["ratio"] - 1) / 100) and row["holds"] == (row["share"] <= 0.03)
 
 
 def test_wrong_groups_and_devices_are_refused(tmp_path: Path) -> None:

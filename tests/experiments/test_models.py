@@ -157,3 +157,7 @@ def test_damaged_or_ill_fitting_tokens_are_one_line(copied: Path, tmp_path: Path
     (copied / "training.bin").write_bytes(data)
     (copied / "manifest.json").write_text(json.dumps(facts | {"vocabulary": 2561}))
     refused("the tokens have 2561 entries and tiny has 2560; build them with --vocabulary 2560")
+
+
+def test_attention_is_torchs_own() -> None:
+    assert models.build("tiny", 0).config._attn_implementation == "sdpa"
