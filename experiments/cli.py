@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except runs.Stopped as stop:
         print(f"lowrank: {question}: {stop}", file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        print(f"lowrank: {question}: interrupted; the same command continues with what is not done", file=sys.stderr)
+        return 130
 
     return summary.show(result)
 

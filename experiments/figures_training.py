@@ -64,7 +64,8 @@ def live(rows: pd.DataFrame) -> Figure:
     axes[0].legend(frameon=False)
     axes[1].plot(rows.step, rows.captured, "o-", markersize=3.5, color="#D55E00", label="energy of Ĝ in span(V)")
     axes[1].plot(rows.step, rows.signal / (rows.signal + rows.noise), "s-", markersize=3.5, color="#009E73", label="signal share ‖g‖²/tr S")
-    axes[1].set(xlabel="step", ylim=(0, None))
-    axes[1].legend(frameon=False)
+    axes[1].axhline(0, color="#000000", linewidth=0.8)
+    axes[1].set(xlabel="step")
     figure.tight_layout()
+    legend(figure, axes[1])
     return figure

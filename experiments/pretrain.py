@@ -168,8 +168,14 @@ def main(config: Config) -> runs.Run:
     from experiments.trainer import Trainer
 
     run = opened(config)
-    if not run.done:
-        Trainer(config, run).train()
+    if run.done:
+        return run
+    try:
+        trainer = Trainer(config, run)
+    except runs.WrongInput:
+        runs.discard_empty(run)
+        raise
+    trainer.train()
     return run
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,13 @@ def start(question: str, label: str, config: Any) -> Run:
             write_json(path / "env.json", environment())
         run.keep(run.rows())
     return run
+
+
+def discard_empty(run: Run) -> None:
+    """Remove the directory of a run that never began: nothing but its configuration, environment and an empty record."""
+    names = {path.name for path in run.path.iterdir()}
+    if not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl"}:
+        shutil.rmtree(run.path)
 
 
 def load(path: Path) -> Run:

@@ -204,8 +204,10 @@ def _write(part: Path, sources: Sequence[str], question: dict[str, Any], reused:
             if training.full and held_out.documents:
                 break
     if not training.documents or not held_out.documents:
-        counts = f"{training.documents} documents to train on and {held_out.documents} held out"
-        raise WrongInput(f"{counts}: about one in {corpus.HELD_OUT} is held out, so there must be more of them")
+        counts = f"documents to train on: {training.documents}, held out: {held_out.documents}"
+        raise WrongInput(
+            f"{counts}: about one in {corpus.HELD_OUT} is held out, so there must be more of them (in a .txt a blank line ends one)"
+        )
     facts = {
         "format": FORMAT,
         **question,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from estimators import convert
-from experiments import cli, models, pretrain
+from experiments import cli, models, pretrain, runs
 from experiments.methods import METHODS
 from tests.experiments.test_pretrain import text_in
 
@@ -161,3 +161,9 @@ def test_damaged_or_ill_fitting_tokens_are_one_line(copied: Path, tmp_path: Path
 
 def test_attention_is_torchs_own() -> None:
     assert models.build("tiny", 0).config._attn_implementation == "sdpa"
+
+
+def test_a_refused_run_leaves_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(runs.WrongInput):
+        pretrain.main(pretrain.Config(data=str(tmp_path / "missing"), runs_dir=tmp_path / "runs", quiet=True))
+    assert not list((tmp_path / "runs").iterdir())
