@@ -205,9 +205,7 @@ def _write(part: Path, sources: Sequence[str], question: dict[str, Any], reused:
                 break
     if not training.documents or not held_out.documents:
         counts = f"documents to train on: {training.documents}, held out: {held_out.documents}"
-        raise WrongInput(
-            f"{counts}: about one in {corpus.HELD_OUT} is held out, so there must be more of them (in a .txt a blank line ends one)"
-        )
+        raise WrongInput(f"{counts}; one in {corpus.HELD_OUT} is held out, so more are needed (in a .txt a blank line ends one)")
     facts = {
         "format": FORMAT,
         **question,
