@@ -196,7 +196,7 @@ def test_the_default_question_is_the_shared_cache(reviews: Path) -> None:
         ("c4", "say how many with max_tokens"),
         ("a b a", "a source is named twice"),
         ("/nowhere.txt", "there is no source '/nowhere.txt'"),
-        ("{folder}/two.jsonl --out {folder}/made", "is held out, so there must be more of them"),
+        ("{folder}/two.jsonl --out {folder}/made", "is held out, so more are needed"),
         ("{folder}/few.jsonl --out {folder}", "exists and is not a token folder"),
         ("{folder}/few.jsonl --out {folder}/few.jsonl", "exists and is not a token folder"),
         ("{folder}/few.jsonl --out {folder}/few.jsonl/in", "cannot be written"),
