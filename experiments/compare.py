@@ -3,30 +3,33 @@
 First every contender trains for ``tune_steps`` from its own seed at each pair of a learning rate and a second knob: c for the laws, the scale of
 LoRA. Full AdamW has no second knob and gets as many learning rates over the same range. The best, by mean training loss over the last
 fifth, trains for ``steps`` with every seed. Contenders are compared by held-out loss after the last step, in pairs of equal seed.
-A cell of the grid is a run of ``lowrank pretrain``; what is finished is not computed again. The run directory holds the losses against tokens and
-against seconds as ``curves.svg``; ``lowrank report`` shows everything.
+A cell of the grid is a run of ``lowrank pretrain`` in RUNS_DIR/cells, shared by all comparisons; what is finished is not computed again. The run
+directory holds the losses against tokens and against seconds as ``curves.svg``; ``lowrank report`` shows everything.
+
+    lowrank compare tiny            laws and baselines at r/n = 1/4, K = 20
+    lowrank compare tiny-rank       r/n; tiny-period: K; tiny-constant: c
+    lowrank compare 9m
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from estimators import LAWS
 from estimators.transport import Policy
-from experiments import figures, figures_training, grid, pretrain, runs
+from experiments import figures, figures_training, grid, outcomes, pretrain, runs
 from experiments.methods import METHODS
+from experiments.outcomes import Contender
 
 TUNING_SEED = 1000  # none of the seeds that are compared
-TAIL = 0.2  # share of the steps whose training loss decides the tuning
 EVALUATIONS = 10  # points of a loss curve
+LAWS_COMPARED = ("gaussian", "haar_stiefel", "coordinate", "dct", "spectral")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +38,26 @@ class Config:
 
     model: str = "tiny"
     """Preset of lowrank pretrain."""
-    law: tuple[str, ...] = ("gaussian", "haar_stiefel", "coordinate", "dct", "spectral")
+    name: str = ""
+    """Of the run directory; the model's if empty."""
+    law: tuple[str, ...] = LAWS_COMPARED
     """Laws of LowRank-IPA."""
-    baselines: tuple[str, ...] = ("adamw", "lora")
+    baselines: tuple[str, ...] = ("adamw", "lora", "relora")
     """Other methods: adamw, lora, relora."""
     rank: tuple[float, ...] = (0.25,)
-    """r of every layer; fractions in (0, 1) are r/n."""
+    """r of every layer; fractions in (0, 1) are r/n. Others are paired with the first, as are other K and c."""
     refresh_every: tuple[int, ...] = (20,)
-    """K: steps between two draws of V (relora: between two merges)."""
+    """K: steps between two draws of V."""
+    merge_every: int = 100
+    """ReLoRA: steps between two merges."""
     state: Policy = "row_scale"
     """Optimizer state when V changes."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     """Peak learning rates to choose from."""
-    c: tuple[float, ...] = (1.0, 0.25)
+    c: tuple[float | Literal["r/n"], ...] = (1.0, "r/n")
     """Isotropy constants to choose from."""
+    tune_c: bool = True
+    """Choose c with the learning rate; otherwise each is a contender of its own."""
     lora_scale: tuple[float, ...] = (1.0, 4.0)
     """Scales of LoRA to choose from."""
     seed: tuple[int, ...] = (0, 1, 2)
@@ -99,35 +108,31 @@ class Config:
             raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
         if min(self.workers, self.tune_steps, self.steps, self.eval_tokens) < 1:
             raise ValueError("workers, tune_steps, steps and eval_tokens must be at least 1")
+        if "r/n" in self.c and any(rank >= 1 for rank in self.rank):
+            raise ValueError("c=r/n needs ranks that are fractions of n")
         for contender in contenders(self):
-            for trial in trials(self, contender):
-                del trial  # each checks its own values
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One row of the comparison. ``label``: a law or a baseline, with rank and K where these vary."""
-
-    label: str
-    method: str
-    law: str
-    rank: float
-    refresh_every: int
+            trials(self, contender)  # each checks its own values
 
 
 def contenders(config: Config) -> list[Contender]:
     """Laws first, then baselines; full AdamW has neither rank nor K."""
     found: dict[Contender, None] = {}
-    names = [("lowrank", law) for law in config.law] + [(method, "haar_stiefel") for method in config.baselines]
-    for (method, law), rank, period in product(names, config.rank, config.refresh_every):
+    several = {name for name in ("rank", "refresh_every", "c") if len(getattr(config, name)) > 1} - ({"c"} if config.tune_c else set())
+    for law, rank, period, c in product(config.law, config.rank, config.refresh_every, (None,) if config.tune_c else config.c):
+        label = law + (f" r={rank:g}" if "rank" in several else "") + (f" K={period}" if "refresh_every" in several else "")
+        label += f" c={c}" if "c" in several else ""
+        found[Contender(label, "lowrank", law, whole(rank), period, rank if c == "r/n" else c)] = None
+    for method, rank in product(config.baselines, config.rank):
         needs = METHODS[method].needs
-        label = law if method == "lowrank" else method
-        rank = rank if "rank" in needs else next(iter(config.rank))
-        period = period if "refresh_every" in needs else next(iter(config.refresh_every))
-        label += f" r={rank:g}" if "rank" in needs and len(config.rank) > 1 else ""
-        label += f" K={period}" if "refresh_every" in needs and len(config.refresh_every) > 1 else ""
-        found[Contender(label, method, law, int(rank) if rank >= 1 else rank, period)] = None
+        label = method + (f" r={rank:g}" if "rank" in several and "rank" in needs else "")
+        period = config.merge_every if "refresh_every" in needs else None
+        found[Contender(label, method, None, whole(rank) if "rank" in needs else None, period, None)] = None
     return list(found)
+
+
+def whole(rank: float) -> float:
+    """A rank of 1 or more as the integer that it is."""
+    return int(rank) if rank >= 1 else rank
 
 
 def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
@@ -135,9 +140,7 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
     base = replace(
         pretrain.PRESETS[config.model],
         method=contender.method,
-        law=contender.law,
-        rank=contender.rank,
-        refresh_every=contender.refresh_every,
+        **{name: value for name in ("law", "rank", "refresh_every", "c") if (value := getattr(contender, name)) is not None},
         state=config.state,
         steps=config.tune_steps,
         sequences=config.sequences,
@@ -154,51 +157,55 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         eval_tokens=config.length,
         save_model=False,
         quiet=True,
+        runs_dir=config.runs_dir / "cells",
     )
     needs = METHODS[contender.method].needs
+    if contender.c is not None:
+        return [replace(base, lr=lr) for lr in config.lr]
     for knob in ("c", "lora_scale"):
         if knob in needs:
-            return [replace(base, lr=lr, **{knob: value}) for lr, value in product(config.lr, getattr(config, knob))]
+            values = [contender.rank if value == "r/n" else value for value in getattr(config, knob)]
+            return [replace(base, lr=lr, **{knob: value}) for lr, value in product(config.lr, values)]
     rates = np.geomspace(min(config.lr), max(config.lr), len(config.lr) * max(len(config.c), len(config.lora_scale)))
     return [replace(base, lr=float(f"{rate:.3g}")) for rate in rates]
 
 
 PRESETS = {
-    "tiny": Config(),
-    "9m": Config(model="9m", law=("gaussian", "haar_stiefel", "spectral"), baselines=("adamw",)),
+    "tiny": Config(law=(*LAWS_COMPARED, "top_svd")),
+    "tiny-rank": Config(name="tiny-rank", baselines=("adamw",), rank=(0.25, 0.125, 0.5)),
+    "tiny-period": Config(name="tiny-period", law=("haar_stiefel", "spectral"), baselines=("adamw",), refresh_every=(20, 1, 10, 50, 200)),
+    "tiny-constant": Config(name="tiny-constant", baselines=(), tune_c=False),
+    "9m": Config(
+        model="9m", law=("gaussian", "haar_stiefel", "spectral"), baselines=("adamw",), lr=(1e-3, 3e-3, 1e-2), sequences=8, tune_steps=60
+    ),
     "smoke": Config(
-        law=("haar_stiefel",), lr=(5e-3,), c=(1.0,), lora_scale=(1.0,), seed=(0, 1), steps=4, tune_steps=2, sequences=2, length=16
+        law=("haar_stiefel",), baselines=("adamw", "lora"), lr=(5e-3,), c=(1.0,), lora_scale=(1.0,), seed=(0, 1), steps=4, tune_steps=2
     ),
 }
+PRESETS["smoke"] = replace(PRESETS["smoke"], sequences=2, length=16)
 
 
 def main(config: Config) -> runs.Run:
     """Tune, compare, and return the run directory with rows ``trial``, ``final``, ``paired`` and ``curve``."""
-    run = runs.start("compare", config.model, config)
+    run = runs.start("compare", config.name or config.model, config)
     if run.done:
         return run
     run.keep([])
-    everyone = contenders(config)
-    tuning = {one: [replace(trial, runs_dir=run.path / "tuning") for trial in trials(config, one)] for one in everyone}
+    tuning = {one: trials(config, one) for one in contenders(config)}
     grid.train([trial for some in tuning.values() for trial in some], config.workers, "tune", config.quiet)
-    chosen = {}
-    for one, some in tuning.items():
-        rows = [_trial(one, trial) for trial in some]
-        best = min(range(len(rows)), key=lambda i: rows[i]["loss"])
-        edges = (min(t.lr for t in some), max(t.lr for t in some))
-        run.log(*({**row, "chosen": i == best, "at_edge": i == best and some[i].lr in edges} for i, row in enumerate(rows)))
-        chosen[one] = some[best]
-    compared = {one: [_compared(config, run, trial, seed) for seed in config.seed] for one, trial in chosen.items()}
+    rows = {one: outcomes.tuned(one, some) for one, some in tuning.items()}
+    chosen = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
+    compared = {one: [_compared(config, trial, seed) for seed in config.seed] for one, trial in chosen.items()}
     grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet)
-    finals = [_final(one, cell) for one, some in compared.items() for cell in some]
-    points = curves(compared)
-    run.log(*finals, *paired(finals), *points)
+    finals = [outcomes.final(one, cell) for one, some in compared.items() for cell in some]
+    points = outcomes.curves(compared)
+    run.log(*(row for mine in rows.values() for row in mine), *finals, *outcomes.paired(finals, outcomes.references(list(tuning))), *points)
     (run.path / "curves.svg").write_text(figures.svg(figures_training.curves(pd.DataFrame(points))), encoding="utf-8")
     run.finish()
     return run
 
 
-def _compared(config: Config, run: runs.Run, trial: pretrain.Config, seed: int) -> pretrain.Config:
+def _compared(config: Config, trial: pretrain.Config, seed: int) -> pretrain.Config:
     return replace(
         trial,
         seed=seed,
@@ -208,91 +215,4 @@ def _compared(config: Config, run: runs.Run, trial: pretrain.Config, seed: int) 
         measure_every=max(1, config.steps // 4),
         checkpoint_every=100,
         keep_checkpoints=1,
-        runs_dir=run.path / "cells",
     )
-
-
-# outcomes
-
-
-def _trial(one: Contender, trial: pretrain.Config) -> dict[str, Any]:
-    run = pretrain.opened(trial)
-    losses = [row["loss"] for row in run.rows() if row["kind"] == "train"]
-    tail = losses[-max(1, int(TAIL * trial.steps)) :]
-    loss = float(np.mean(tail)) if run.done and tail else float("inf")  # a short run may end with every step skipped
-    return {"kind": "trial", **_names(one, trial), "steps": trial.steps, "loss": loss}
-
-
-def _final(one: Contender, cell: pretrain.Config) -> dict[str, Any]:
-    run = pretrain.opened(cell)
-    if not run.done:
-        return {"kind": "final", **_names(one, cell), "seed": cell.seed, "steps": cell.steps, "loss": float("inf")}
-    rows = run.rows()
-    (end,) = (row for row in rows if row["kind"] == "end")
-    (held_out,) = (row for row in rows if row["kind"] == "eval" and row["step"] == cell.steps)
-    facts = run.read("facts.json")
-    return {
-        "kind": "final",
-        **_names(one, cell),
-        "seed": cell.seed,
-        "steps": cell.steps,
-        "loss": held_out["loss"],
-        "perplexity": held_out["perplexity"],
-        **{name: end[name] for name in ("seconds", "tokens_per_second", "peak_bytes", "state_bytes", "fitting_bytes", "measuring_share")},
-        **{name: facts[name] for name in ("parameters", "trained_parameters", "touched_share")},
-    }
-
-
-def _names(one: Contender, cell: pretrain.Config) -> dict[str, Any]:
-    needs = METHODS[one.method].needs
-    knobs = {name: getattr(cell, name) if name in needs else None for name in ("rank", "refresh_every", "c", "lora_scale")}
-    return {"label": one.label, "method": one.method, "law": one.law if one.method == "lowrank" else None, "lr": cell.lr, **knobs}
-
-
-def paired(finals: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean difference of held-out loss in pairs of equal seed, contender minus reference, with standard error and 95 % interval (Student).
-
-    References are full AdamW and Haar–Stiefel where they take part. With one seed there is no standard error.
-    """
-    table: dict[str, dict[int, float]] = {}
-    for row in finals:
-        table.setdefault(row["label"], {})[row["seed"]] = row["loss"]
-    rows = []
-    for reference in [label for label in table if label.split(" ")[0] in ("adamw", "haar_stiefel")]:
-        for label, losses in table.items():
-            if label == reference:
-                continue
-            differences = np.array([losses[seed] - table[reference][seed] for seed in losses])
-            n, mean = len(differences), float(differences.mean())
-            error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-            half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else float("nan")
-            bounds = {"low": mean - half, "high": mean + half}
-            rows.append(
-                {
-                    "kind": "paired",
-                    "label": label,
-                    "reference": reference,
-                    "seeds": n,
-                    "difference": mean,
-                    "standard_error": error,
-                    **bounds,
-                }
-            )
-    return rows
-
-
-def curves(compared: dict[Contender, list[pretrain.Config]]) -> list[dict[str, Any]]:
-    """Held-out loss along the way, mean and standard error over seeds, against tokens and seconds of training."""
-    rows = []
-    for one, cells in compared.items():
-        points: dict[int, list[dict[str, Any]]] = {}
-        for cell in cells:
-            for row in pretrain.opened(cell).rows():
-                if row["kind"] == "eval":
-                    points.setdefault(row["step"], []).append(row)
-        for step, found in sorted(points.items()):
-            losses = np.array([row["loss"] for row in found])
-            error = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else float("nan")
-            means = {name: float(np.mean([row[name] for row in found])) for name in ("trained_tokens", "seconds", "loss")}
-            rows.append({"kind": "curve", "label": one.label, "step": step, **means, "standard_error": error, "seeds": len(losses)})
-    return rows

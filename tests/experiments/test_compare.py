@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import cli, compare, corpus, grid, pretrain, runs
+from experiments import cli, compare, corpus, grid, outcomes, pretrain, runs
 from experiments.trainer import Trainer
 from tests.experiments.test_data import texts
 from tests.experiments.test_pretrain import few, text_in
@@ -47,16 +47,65 @@ def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def test_contenders() -> None:
     labels = [one.label for one in compare.contenders(compare.Config())]
-    assert labels == ["gaussian", "haar_stiefel", "coordinate", "dct", "spectral", "adamw", "lora"]
-    config = compare.Config(law=("dct",), baselines=("adamw", "lora", "relora"), rank=(0.25, 16), refresh_every=(10, 20))
+    assert labels == ["gaussian", "haar_stiefel", "coordinate", "dct", "spectral", "adamw", "lora", "relora"]
+    config = compare.Config(
+        law=("dct",), baselines=("adamw", "lora", "relora"), rank=(0.25, 16), refresh_every=(10, 20), merge_every=50, c=(1.0, 0.5)
+    )
     found = compare.contenders(config)
     assert [one.label for one in found] == [
         *(f"dct r={r} K={k}" for r in ("0.25", "16") for k in (10, 20)),
         "adamw",  # once: it has neither
         *(f"lora r={r}" for r in ("0.25", "16")),
-        *(f"relora r={r} K={k}" for r in ("0.25", "16") for k in (10, 20)),
+        *(f"relora r={r}" for r in ("0.25", "16")),
     ]
     assert [one.rank for one in found[:4]] == [0.25, 0.25, 16, 16] and isinstance(found[2].rank, int)
+    assert [one.refresh_every for one in found[4:]] == [None, None, None, 50, 50]
+    apart = compare.contenders(compare.Config(law=("dct",), baselines=(), rank=(0.25, 0.5), tune_c=False))
+    assert [(one.label, one.c) for one in apart] == [
+        ("dct r=0.25 c=1.0", 1.0),
+        ("dct r=0.25 c=r/n", 0.25),
+        ("dct r=0.5 c=1.0", 1.0),
+        ("dct r=0.5 c=r/n", 0.5),
+    ]
+    assert [len(compare.trials(compare.Config(law=("dct",), baselines=(), tune_c=False), one)) for one in apart] == [4] * 4
+
+
+def test_who_is_paired_with_whom() -> None:
+    config = compare.Config(law=("haar_stiefel", "dct"), rank=(0.25, 0.5), baselines=("adamw", "lora"))
+    assert outcomes.references(compare.contenders(config)) == {
+        "haar_stiefel r=0.25": ["adamw"],
+        "haar_stiefel r=0.5": ["adamw", "haar_stiefel r=0.25"],
+        "dct r=0.25": ["adamw", "haar_stiefel r=0.25"],
+        "dct r=0.5": ["adamw", "haar_stiefel r=0.5", "dct r=0.25"],
+        "adamw": [],
+        "lora r=0.25": ["adamw", "haar_stiefel r=0.25"],
+        "lora r=0.5": ["adamw", "haar_stiefel r=0.25"],
+    }
+    config = compare.Config(law=("dct", "haar_stiefel"), baselines=(), tune_c=False)
+    assert outcomes.references(compare.contenders(config)) == {
+        "dct c=1.0": ["haar_stiefel c=1.0"],
+        "dct c=r/n": ["dct c=1.0", "haar_stiefel c=r/n"],
+        "haar_stiefel c=1.0": [],
+        "haar_stiefel c=r/n": ["haar_stiefel c=1.0"],
+    }
+    assert outcomes.references(compare.contenders(compare.Config(law=(), baselines=("adamw", "lora")))) == {"adamw": [], "lora": ["adamw"]}
+
+
+def test_what_the_presets_compare_overlaps_and_is_trained_once() -> None:
+    """The contender that is the reference of three grids has the same runs in all; 38 contenders are 28 to train."""
+    cells = {
+        name: {t for one in compare.contenders(config) for t in compare.trials(config, one)} for name, config in compare.PRESETS.items()
+    }
+    assert {name: len(some) for name, some in cells.items()} == {
+        "tiny": 72,
+        "tiny-rank": 128,
+        "tiny-period": 88,
+        "tiny-constant": 40,
+        "9m": 24,
+        "smoke": 3,
+    }
+    tiny = set().union(*(some for name, some in cells.items() if name.startswith("tiny")))
+    assert len(tiny) == 72 + 80 + 64 and cells["tiny-constant"] <= cells["tiny"]
 
 
 def test_everyone_has_as_many_trials_over_the_same_learning_rates() -> None:
@@ -78,11 +127,11 @@ def test_everyone_has_as_many_trials_over_the_same_learning_rates() -> None:
 
 
 def test_a_compared_run_differs_from_its_trial_in_seed_and_length_only(tmp_path: Path) -> None:
-    config = compare.Config(steps=400)
+    config = compare.Config(steps=400, runs_dir=tmp_path)
     trial = compare.trials(config, compare.contenders(config)[0])[1]
-    cell = compare._compared(config, runs.Run(tmp_path, {}), trial, 2)
+    cell = compare._compared(config, trial, 2)
     changed = {name for name, value in runs.identity(cell).items() if value != runs.identity(trial)[name]}
-    assert changed == {"seed", "steps", "eval_every", "eval_tokens", "measure_every"}
+    assert changed == {"seed", "steps", "eval_every", "eval_tokens", "measure_every"} and cell.runs_dir == tmp_path / "cells"
     assert (cell.seed, cell.steps, cell.eval_every, cell.eval_tokens, cell.measure_every) == (2, 400, 40, 32768, 100)
 
 
@@ -96,7 +145,8 @@ def test_a_compared_run_differs_from_its_trial_in_seed_and_length_only(tmp_path:
         ("--workers 0", "workers, tune_steps, steps and eval_tokens must be at least 1"),
         ("--steps 0", "workers, tune_steps, steps and eval_tokens must be at least 1"),
         ("--lr -1", "lr must be positive and finite"),
-        ("--rank 400", "rank=400 must be below the width 352 of tiny"),
+        ("--rank 400 --c 1", "rank=400 must be below the width 352 of tiny"),
+        ("--rank 40", "c=r/n needs ranks that are fractions of n"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +164,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(flags: str, message: str, capsy
 def test_paired_differences_by_hand() -> None:
     table = {"adamw": (3.0, 3.5, 4.0), "haar_stiefel": (3.2, 3.6, 4.6), "dct K=5": (3.1, math.inf, 4.2)}
     finals = [{"label": label, "seed": seed, "loss": loss} for label, some in table.items() for seed, loss in enumerate(some)]
-    found = {(row["label"], row["reference"]): row for row in compare.paired(finals)}
+    references = {"adamw": ["haar_stiefel"], "haar_stiefel": ["adamw"], "dct K=5": ["adamw", "haar_stiefel"]}
+    found = {(row["label"], row["reference"]): row for row in outcomes.paired(finals, references)}
     assert set(found) == {("haar_stiefel", "adamw"), ("dct K=5", "adamw"), ("adamw", "haar_stiefel"), ("dct K=5", "haar_stiefel")}
     row = found["haar_stiefel", "adamw"]
     # differences 0.2, 0.1, 0.6: mean 0.3, deviations -0.1, -0.2, 0.3, variance 0.14/2, standard error sqrt(0.07/3); t(0.975, 2) = 4.30265
@@ -125,7 +176,7 @@ def test_paired_differences_by_hand() -> None:
     assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
     assert found["adamw", "haar_stiefel"]["difference"] == pytest.approx(-0.3)
     assert found["dct K=5", "adamw"]["difference"] == math.inf
-    (single,) = [row for row in compare.paired(finals[:1] + finals[3:4]) if row["reference"] == "adamw"]
+    (single,) = [row for row in outcomes.paired(finals[:1] + finals[3:4], references | {"adamw": []}) if row["reference"] == "adamw"]
     assert single["difference"] == pytest.approx(0.2) and math.isnan(single["standard_error"]) and math.isnan(single["low"])
 
 
@@ -156,10 +207,14 @@ def test_the_whole_comparison_in_small(tmp_path: Path, monkeypatch: pytest.Monke
         assert curve[-1]["loss"] == pytest.approx(np.mean(losses))
         assert curve[-1]["standard_error"] == pytest.approx(abs(losses[0] - losses[1]) / 2)
     assert (by("final")[0]["c"], by("final")[0]["lora_scale"], by("final")[-1]["lora_scale"]) == (1.0, None, 1.0)
-    assert len(by("paired")) == 4
+    assert [(row["label"], row["reference"]) for row in by("paired")] == [
+        ("haar_stiefel", "adamw"),
+        ("lora", "adamw"),
+        ("lora", "haar_stiefel"),
+    ]
     # the same initialisation and data for everyone: the first loss of a seed is one number
     first = {seed: set() for seed in (0, 1)}
-    for cell in (run.path / "cells").iterdir():
+    for cell in (p for p in (tmp_path / "cells").iterdir() if runs.load(p).config["seed"] != compare.TUNING_SEED):
         opened = runs.load(cell)
         first[opened.config["seed"]].add(round(opened.rows()[0]["loss"], 4))
     assert all(len(some) == 1 for some in first.values())

@@ -1,0 +1,144 @@
+"""What a comparison found: the choice of tuning, the loss of every run, paired differences, and curves, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiments import pretrain
+from experiments.methods import METHODS
+
+TAIL = 0.2  # share of the steps whose training loss decides the tuning
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the comparison. ``label``: a law or a baseline, with rank, K and c where these vary; None: there is none, or it is tuned."""
+
+    label: str
+    method: str
+    law: str | None
+    rank: float | None
+    refresh_every: int | None
+    c: float | None
+
+    @property
+    def levels(self) -> tuple[Any, ...]:
+        """Where it stands on each axis of the grid."""
+        return (self.law or self.method, self.rank, self.refresh_every, self.c)
+
+
+def tuned(one: Contender, trials: Sequence[pretrain.Config]) -> list[dict[str, Any]]:
+    """One row a trial: its mean training loss over the last fifth, whether it was chosen, and whether its learning rate is the last of the grid."""
+    losses = [_tail(trial) for trial in trials]
+    best, edges = int(np.argmin(losses)), (min(trial.lr for trial in trials), max(trial.lr for trial in trials))
+    return [
+        {
+            "kind": "trial",
+            **_names(one, trial),
+            "steps": trial.steps,
+            "loss": losses[i],
+            "chosen": i == best,
+            "at_edge": i == best and trial.lr in edges,
+        }
+        for i, trial in enumerate(trials)
+    ]
+
+
+def _tail(trial: pretrain.Config) -> float:
+    run = pretrain.opened(trial)
+    losses = [row["loss"] for row in run.rows() if row["kind"] == "train"][-max(1, int(TAIL * trial.steps)) :]
+    return float(np.mean(losses)) if run.done and losses else float("inf")  # a short run may end with every step skipped
+
+
+def final(one: Contender, cell: pretrain.Config) -> dict[str, Any]:
+    """Loss, costs and sizes of one compared run; an infinite loss if it diverged."""
+    run = pretrain.opened(cell)
+    if not run.done:
+        return {"kind": "final", **_names(one, cell), "seed": cell.seed, "steps": cell.steps, "loss": float("inf")}
+    rows = run.rows()
+    (end,) = (row for row in rows if row["kind"] == "end")
+    (held_out,) = (row for row in rows if row["kind"] == "eval" and row["step"] == cell.steps)
+    facts = run.read("facts.json")
+    return {
+        "kind": "final",
+        **_names(one, cell),
+        "seed": cell.seed,
+        "steps": cell.steps,
+        "loss": held_out["loss"],
+        "perplexity": held_out["perplexity"],
+        **{name: end[name] for name in ("seconds", "tokens_per_second", "peak_bytes", "state_bytes", "fitting_bytes", "measuring_share")},
+        **{name: facts[name] for name in ("parameters", "trained_parameters", "touched_share")},
+    }
+
+
+def _names(one: Contender, cell: pretrain.Config) -> dict[str, Any]:
+    needs = METHODS[one.method].needs
+    knobs = {name: getattr(cell, name) if name in needs else None for name in ("rank", "refresh_every", "c", "lora_scale")}
+    return {"label": one.label, "method": one.method, "law": one.law, "lr": cell.lr, **knobs}
+
+
+def references(everyone: Sequence[Contender]) -> dict[str, list[str]]:
+    """With whom each contender is paired, by labels: full AdamW, and those who differ from it on one axis of the grid only, where they
+    have the reference value: Haar–Stiefel among the laws, the first listed r, K and c. Other baselines: with Haar–Stiefel at all these."""
+    laws = [one for one in everyone if one.law is not None]
+    standard = ("haar_stiefel", *laws[0].levels[1:]) if laws else ()
+
+    def beside(one: Contender, other: Contender) -> bool:
+        differing = [axis for axis, (a, b) in enumerate(zip(one.levels, other.levels, strict=True)) if a != b]
+        return other.law is not None and len(differing) == 1 and other.levels[differing[0]] == standard[differing[0]]
+
+    def against(one: Contender) -> list[str]:
+        baseline = [other for other in everyone if other.method == "adamw" != one.method]
+        if one.law is None:
+            neighbours = [other for other in everyone if other.levels == standard and one.method != "adamw"]
+        else:
+            neighbours = [other for other in everyone if beside(one, other)]
+        return [other.label for other in (*baseline, *neighbours)]
+
+    return {one.label: against(one) for one in everyone}
+
+
+def paired(finals: Iterable[dict[str, Any]], references: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Mean difference of held-out loss in pairs of equal seed, contender minus reference, with standard error and 95 % interval (Student).
+
+    With one seed there is no standard error.
+    """
+    table: dict[str, dict[int, float]] = {}
+    for row in finals:
+        table.setdefault(row["label"], {})[row["seed"]] = row["loss"]
+    return [
+        {"kind": "paired", "label": label, "reference": reference, **difference(losses, table[reference])}
+        for label, losses in table.items()
+        for reference in references[label]
+    ]
+
+
+def difference(losses: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any]:
+    """Mean over the seeds of loss minus reference, standard error and the bounds of Student's 95 % interval."""
+    differences = np.array([losses[seed] - reference[seed] for seed in losses])
+    n, mean = len(differences), float(differences.mean())
+    error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else float("nan")
+    return {"seeds": n, "difference": mean, "standard_error": error, "low": mean - half, "high": mean + half}
+
+
+def curves(compared: dict[Contender, list[pretrain.Config]]) -> list[dict[str, Any]]:
+    """Held-out loss along the way, mean and standard error over seeds, against tokens and seconds of training."""
+    rows = []
+    for one, cells in compared.items():
+        points: dict[int, list[dict[str, Any]]] = {}
+        for cell in cells:
+            for row in pretrain.opened(cell).rows():
+                if row["kind"] == "eval":
+                    points.setdefault(row["step"], []).append(row)
+        for step, found in sorted(points.items()):
+            losses = np.array([row["loss"] for row in found])
+            error = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else float("nan")
+            means = {name: float(np.mean([row[name] for row in found])) for name in ("trained_tokens", "seconds", "loss")}
+            rows.append({"kind": "curve", "label": one.label, "step": step, **means, "standard_error": error, "seeds": len(losses)})
+    return rows
