@@ -55,7 +55,8 @@ def _kept_by(setting: Setting, matrix: Matrix, redraw: bool) -> dict[str, int]:
     source = {"q": "n1", "k": "n1", "v": "n1", "o": "a", "gate": "n2", "up": "n2", "down": "p"}[name]
     entering, size = setting.product if source in ("a", "p") else setting.stream, setting.product
     if matrix.kind != "lowrank" or redraw:
-        own = size != entering or (matrix.kind == "lora" and setting.casts)  # peft casts X to the factors' float32, then autocast to 16 bits
+        # peft first casts X to the float32 of the factors, so that autocast makes a copy of a 16-bit X as well
+        own = size != entering or (matrix.kind == "lora" and setting.casts)
         kept[f"X of {name}" if own else source] = T * matrix.n * size
     if matrix.rank:
         kept[f"sketch of {name}"] = T * matrix.rank * size
@@ -124,6 +125,8 @@ def backward(setting: Setting, redraw: bool = False) -> list[Moment]:
 
     book.line(new=H * s)  # ∂L/∂x′, which is also ∂L/∂y along the residual
     book.line(new=H * a if a != s else 0)  # its 16-bit copy for the product
+    if setting.checkpoint_activations:
+        book.line(passing=_recomputing(setting, matrices["down"]))
     layer("down", a, H * a if a != s else 0, "p")
     book.line(new=2 * I * a, gone=I * a, freed=("silu", "up"))  # of silu(g) and u, from that of p
     layer("up", s, I * a)
@@ -143,6 +146,18 @@ def backward(setting: Setting, redraw: bool = False) -> list[Moment]:
     book.line(gone=H * s)
     _norm(book, setting, "norm1")
     return book.moments
+
+
+def _recomputing(setting: Setting, down: Matrix) -> int:
+    """What passes when a checkpointed block has been computed again up to the last tensor that its backward pass needs, beside all it keeps.
+
+    That is the input of ``down``, so nothing; with LoRA it is XA, and W_down p and the derivative by its second term are there as well, under
+    autocast also p and its float32 copy.
+    """
+    if down.kind != "lora":
+        return 0
+    H, I = setting.tokens * setting.hidden, setting.tokens * setting.intermediate
+    return 2 * H * setting.product + (I * (HALF + SINGLE) if setting.casts else 0)
 
 
 def last_norm(setting: Setting) -> list[Moment]:

@@ -18,6 +18,7 @@ Method = Literal["lowrank", "adamw", "lora"]
 Optimizer = Literal["adamw", "sgd", "muon", "adamw8bit"]
 Precision = Literal["fp32", "bf16", "bf16_weights"]
 Shard = Literal["ddp", "fsdp"]
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class Setting:
     ``sequences``: of one micro-batch on this device, of ``length`` tokens each, so T = sequences·(length − 1) predicted tokens; ``accumulate``:
     micro-batches a step; ``rank``: r, or a fraction in (0, 1) of each layer's n; ``fitted``: the law learns from full gradients and keeps
     ``keep``·r directions a layer (an integer ``keep`` is the number itself); ``store``: V is kept; ``masters``: 16-bit converted weights have
-    a float32 copy; ``foreach``: optimizer temporaries exist for all parameters of a group at once (CUDA), else for one at a time (CPU).
+    a float32 copy; ``device``: torch updates parameters one at a time on a CPU, a whole group at once on CUDA, and in a sum of two dtypes a CPU
+    first makes a copy of the narrower operand.
     Raises ``ValueError`` for impossible values.
     """
 
@@ -85,7 +87,7 @@ class Setting:
     checkpoint_activations: bool = False
     world_size: int = 1
     shard: Shard = "ddp"
-    foreach: bool = False
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         call = f"Setting(method={self.method!r}, rank={self.rank})"

@@ -17,7 +17,17 @@ from dataclasses import dataclass, replace
 from theory.activations import Moment, around, backward, cached_casts, last_norm, saved
 from theory.llama import HALF, SINGLE, Setting, Tensor
 
-CATEGORIES = ("weights", "projectors", "masters", "gradients", "states", "activations", "loss", "temporaries", "communication")
+CATEGORIES: tuple[str, ...] = (
+    "weights",
+    "projectors",
+    "masters",
+    "gradients",
+    "states",
+    "activations",
+    "loss",
+    "temporaries",
+    "communication",
+)
 CHUNK_BYTES = 2**26  # of float32 logits at a time (experiments/loss.py)
 CHUNK_TOKENS = 1024
 QUANTIZED, SCALED, TABLE = 4096, 256, 256  # adamw8bit: smallest quantized tensor, elements a scale, entries of the table of values
@@ -144,8 +154,8 @@ class _Walk:
     def _loss(self) -> Footprint:
         """Logits z and probabilities p of a chunk of tokens, the hidden states, and the gradients by hidden states and head.
 
-        In float32 a chunk's hidden states without ignored tokens pass; in 16 bits the operands are cast, and what passes is the larger of z in
-        float32, a chunk's share of the head's gradient, and at the end the head's gradient in the dtype of the head.
+        In float32 a chunk's hidden states without ignored tokens pass. In 16 bits the operands are cast, and what passes is the largest of: z in
+        float32; a chunk's share of the head's gradient, which a CPU copies to float32 to add it; both gradients in their final dtype.
         """
         setting, H, table = self.setting, self.H, self.table
         rows = min(self.tokens, CHUNK_TOKENS, max(1, CHUNK_BYTES // (SINGLE * setting.vocabulary)))
@@ -156,7 +166,8 @@ class _Walk:
         else:
             casts = (H + table) * HALF if setting.casts else 0
             last = H * setting.stream + (table * HALF if setting.weight == HALF else 0)
-            size += casts + max(logits * SINGLE, (rows * setting.hidden + table) * HALF, last)
+            share = (rows * setting.hidden + table) * HALF + (table * SINGLE if setting.device == "cpu" else 0)
+            size += casts + max(logits * SINGLE, share, last)
         cached = setting.layers * cached_casts(setting) if setting.checkpoint_activations else 0
         activations = self._activations(setting.layers) + cached + H * setting.stream
         gradients = self._gradients(0, 0)
@@ -211,7 +222,7 @@ class _Walk:
                 return max(m * n * (size + 2 * HALF) + 2 * HALF * min(m, n) ** 2 for m, n, size in shapes)
             case "adamw8bit":
                 return max(2 * t.elements(self.p) * SINGLE for t in group)
-        if self.setting.foreach:
+        if self.setting.device == "cuda":
             return sum(t.bytes(self.p) for t in group)
         return max(2 * t.bytes(self.p) for t in group)
 
