@@ -8,6 +8,7 @@ count of bytes in tensors. Both count what was allocated inside the watch only, 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own start and end on the terminal
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def traffic(setting: Setting) -> list[Traffic]:
 
     >>> tiny = Setting(hidden=128, intermediate=352, layers=4, heads=4, vocabulary=2560, rank=16, world_size=4)
     >>> [(t.collective, t.payload, t.wire) for t in traffic(tiny)]
-    [('all_reduce', 2974208, 4461312.0)]
+    [('all_reduce', 2970112, 4455168.0)]
     """
     p = setting.world_size
     trained = [tensor for tensor in setting.parameters() if tensor.trained]
