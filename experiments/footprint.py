@@ -2,7 +2,8 @@
 
 On a CPU every allocation and release that torch's own allocator makes is an event of the profiler; their running sum is exact to the byte and
 knows nothing of other processes, fragmentation or scratch memory that libraries take from the system. On CUDA it is the caching allocator's
-count of bytes in tensors. Both count what was allocated inside the watch only, so everything to be counted must be built there.
+count of bytes in tensors. Both count what was allocated inside the watch only, so everything to be counted must be built there; of a training
+run that takes in the order in which its data come, one int64 a chunk of text, on the CPU.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def _footprints(rows: list[dict[str, Any]]) -> list[Table]:
     if real:
         lines = [
             (
-                " ".join((row["name"], row["precision"], row["optimizer"]))
+                f"{row['name']} {row['precision']}"
+                + ("" if row["optimizer"] == "adamw" else f" {row['optimizer']}")
                 + (" recomputed" if row["checkpointed"] else "")
                 + ("" if row["stored"] else " V not kept")
                 + (" redraw" if row["step"] == "redraw" else ""),

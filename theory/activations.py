@@ -91,7 +91,7 @@ class Moment:
 @dataclass
 class Ledger:
     """Activations fall, gradients rise, and ∂L/∂(activations) are in flight. ``again``: gradients of an earlier micro-batch lie there already,
-    and a new one lives only until it is added to them."""
+    and a new one lives only until it is added to them; not so under FSDP, which adds when it has scattered those of the whole block."""
 
     kept: dict[str, int]
     again: bool
@@ -114,7 +114,7 @@ class Ledger:
 
 def backward(setting: Setting, redraw: bool = False) -> list[Moment]:
     """One moment for every operation of a block's backward pass, from ∂L/∂x′ (in flight at the start) to ∂L/∂x (left at the end)."""
-    book = Ledger(saved(setting, redraw), again=setting.accumulate > 1)
+    book = Ledger(saved(setting, redraw), again=setting.accumulate > 1 and setting.shards == 1)
     H, I = setting.tokens * setting.hidden, setting.tokens * setting.intermediate
     a, s = setting.product, setting.stream
     matrices = {matrix.name: matrix for matrix in setting.matrices}
@@ -162,7 +162,7 @@ def _recomputing(setting: Setting, down: Matrix) -> int:
 
 def last_norm(setting: Setting) -> list[Moment]:
     """The moments of the last norm's backward pass, when ∂L/∂(hidden states) is in flight; activations here are its own."""
-    book = Ledger(_kept_by_norm(setting, "norm"), again=setting.accumulate > 1)
+    book = Ledger(_kept_by_norm(setting, "norm"), again=setting.accumulate > 1 and setting.shards == 1)
     book.line(new=setting.tokens * setting.hidden * setting.stream)
     _norm(book, setting, "norm", residual=False)
     return book.moments

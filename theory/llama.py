@@ -122,6 +122,11 @@ class Setting:
         return self.weight
 
     @property
+    def shards(self) -> int:
+        """Into how many chunks of rows the parameters are cut: p under FSDP."""
+        return self.world_size if self.shard == "fsdp" else 1
+
+    @property
     def casts(self) -> bool:
         """Whether autocast makes a 16-bit copy of what enters a product."""
         return self.precision == "bf16"

@@ -59,8 +59,7 @@ def peak(setting: Setting, redraw: bool = False) -> Footprint:
 
 def held(setting: Setting) -> dict[str, int]:
     """Bytes by category between two steps, gradients gone. Under FSDP parameters, states and masters lie in rows over the devices; V does not."""
-    p = setting.world_size if setting.shard == "fsdp" else 1
-    parameters = setting.parameters()
+    p, parameters = setting.shards, setting.parameters()
     found = dict.fromkeys(CATEGORIES, 0)
     found["weights"] = sum(tensor.bytes(p) for tensor in parameters)
     found["states"] = sum(state(setting, tensor, p) for tensor in parameters if tensor.trained)
@@ -95,7 +94,12 @@ def moments(setting: Setting, redraw: bool = False) -> list[Footprint]:
     """The footprint at every moment that can be the largest. Raises ``ValueError`` for a redraw step of a law that is not fitted."""
     if redraw and not (setting.fitted and setting.method == "lowrank"):
         raise ValueError(f"memory.moments(method={setting.method!r}, fitted={setting.fitted}): only a fitted law has a redraw step")
-    return _Walk(setting, redraw).moments()
+    if not redraw or setting.accumulate == 1:
+        return _Walk(setting, redraw).moments()
+    first = _Walk(replace(setting, accumulate=1), redraw=True).moments()  # only the first micro-batch shows its full gradients
+    learned = first[-1].bytes["projectors"] - held(setting)["projectors"]
+    later = _Walk(setting, redraw=False).moments()
+    return [*first, *(Footprint(m.moment, m.bytes | {"projectors": m.bytes["projectors"] + learned}) for m in later)]
 
 
 class _Walk:
@@ -103,7 +107,7 @@ class _Walk:
 
     def __init__(self, setting: Setting, redraw: bool) -> None:
         self.setting, self.redraw = setting, redraw
-        self.p = setting.world_size if setting.shard == "fsdp" else 1
+        self.p = setting.shards
         self.held = held(setting)
         self.table, self.tokens = setting.vocabulary * setting.hidden, setting.tokens
         self.H = setting.tokens * setting.hidden
@@ -148,8 +152,13 @@ class _Walk:
         return self.around + blocks * self.kept
 
     def _gradients(self, root: int, above: int) -> int:
-        """Gradients of ``root`` bytes of embedding, head and norm, of ``above`` blocks, or of all where an earlier micro-batch left them."""
-        return self.all if self.again else root + above * self.part
+        """Gradients of ``root`` bytes of embedding, head and norm and of ``above`` blocks; where an earlier micro-batch left some, of all.
+
+        Under FSDP the root group's are scattered last, so a micro-batch forms them whole beside the scattered ones of the one before.
+        """
+        if self.again:
+            return self.all + (root if self.p > 1 else 0)
+        return root + above * self.part
 
     def _loss(self) -> Footprint:
         """Logits z and probabilities p of a chunk of tokens, the hidden states, and the gradients by hidden states and head.
@@ -171,13 +180,13 @@ class _Walk:
         cached = setting.layers * cached_casts(setting) if setting.checkpoint_activations else 0
         activations = self._activations(setting.layers) + cached + H * setting.stream
         gradients = self._gradients(0, 0)
-        return self._at("loss", self._gathered(1), activations=activations, loss=size, gradients=gradients)
+        return self._at("loss", self._gathered(0), activations=activations, loss=size, gradients=gradients)
 
     def _scaled(self) -> Footprint:
         """The kept gradients by hidden states and head, and both times ∂L/∂loss; the head's is a parameter's gradient from here on."""
         size = self.H * self.setting.stream + self.table * self.setting.weight
         activations, gradients = self._activations(self.setting.layers), self._gradients(0, 0)
-        return self._at("start of backward", self._gathered(1), activations=activations, loss=2 * size, gradients=gradients)
+        return self._at("start of backward", self._gathered(0), activations=activations, loss=2 * size, gradients=gradients)
 
     def _differentiated(self, name: str, worst: Moment, below: int, above: int, learned: int) -> Footprint:
         """A block's or norm's backward pass: its own moment, activations ``below``, gradients of the head and of ``above`` blocks.
@@ -195,12 +204,12 @@ class _Walk:
         )
 
     def _embedding(self, learned: int) -> Footprint:
-        """The embedding's gradient is dense; an earlier micro-batch's is there already. All blocks are done."""
+        """The embedding's gradient is dense; an earlier micro-batch's is there already. All blocks are done, the root group's buffer is filled."""
         setting = self.setting
         new = self.table * setting.weight
-        own = self._gradients(self.root, setting.layers) + (new if self.again else 0)
+        own = self._gradients(self.root, setting.layers) + (new if self.again and self.p == 1 else 0)
         more = {"gradients": own, "temporaries": self.H * setting.stream, "projectors": setting.layers * learned}
-        return self._at("embedding", self._gathered(0), **more)
+        return self._at("embedding", self._gathered(0) + self.root, **more)
 
     def _update(self, learned: int) -> Footprint:
         """All gradients, and what the optimizer computes with: for one parameter at a time, or for all of a group."""

@@ -40,11 +40,11 @@ def test_a_watch_counts_what_is_held_and_the_most_that_was() -> None:
 
 
 def test_a_watch_sees_temporaries_and_views_as_the_allocator_does() -> None:
-    """(x + 1) * 2 holds both intermediates at once, a view holds nothing, x is freed inside."""
+    """exp(exp(x)) holds both results at once, a view holds nothing, x is freed inside."""
     with footprint.watching(CPU) as watch:
         x = torch.zeros(10, 100)
         with watch.part("work"):
-            y = (x + 1) * 2
+            y = x.exp().exp()
             z = y.mT
             del x
     assert watch.parts["work"] == footprint.Stretch(4000, 12000)
@@ -76,7 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full AdamW": {"method": "adamw"},
     "full AdamW, bf16 weights, micro-batches": {"method": "adamw", "precision": "bf16_weights", "accumulate": 4},
     "full AdamW, recomputed, bf16": {"method": "adamw", "precision": "bf16", "checkpoint_activations": True},
-    "full AdamW, many tokens, recomputed": {"method": "adamw", "sequences": 16, "length": 256, "checkpoint_activations": True},
+    "full AdamW, many tokens, recomputed": {"method": "adamw", "length": 256, "checkpoint_activations": True},
     "full AdamW, hardly any tokens": {"method": "adamw", "sequences": 1, "length": 8},
     "Haar": {},
     "Haar, bf16": {"precision": "bf16"},

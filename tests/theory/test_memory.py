@@ -176,6 +176,26 @@ def test_more_tokens_hold_more(field: str) -> None:
     assert peaks == sorted(peaks) and peaks[-1] > 2 * peaks[0]
 
 
+def test_only_the_first_micro_batch_of_a_redraw_step_keeps_x() -> None:
+    """With many of them the activations of one are the same, but gradients of an earlier one lie beside those of the later."""
+    one, many = tiny(fitted=True), tiny(fitted=True, accumulate=4)
+    shown = [m for m in memory.moments(many, redraw=True) if m.moment == "loss"]
+    assert shown[0] == memory.moments(one, redraw=True)[0]
+    plain = memory.moments(many)[0].bytes
+    assert {name: shown[1].bytes[name] for name in plain if name != "projectors"} == {n: b for n, b in plain.items() if n != "projectors"}
+    assert shown[1].bytes["projectors"] > plain["projectors"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_fsdp_gathers_two_blocks_and_the_root(accumulate: int) -> None:
+    """In the middle of the backward pass: block at hand, the next one, root; and the gradients on their way from the block above."""
+    setting = tiny(method="adamw", shard="fsdp", world_size=4, accumulate=accumulate)
+    middle = next(m for m in memory.moments(setting) if m.moment == "backward of block 2")
+    assert middle.bytes["communication"] == 4 * (3 * (DENSE + NORMS) + ROOT)
+    last = next(m for m in memory.moments(setting) if m.moment == "backward of block 1")
+    assert last.bytes["communication"] == 4 * (2 * (DENSE + NORMS) + ROOT)
+
+
 def test_rows_are_cut_into_equal_chunks() -> None:
     assert [Tensor(rows=10, columns=3, size=2).bytes(p) for p in (1, 3, 4, 20)] == [60, 24, 18, 6]
 
