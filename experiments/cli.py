@@ -18,6 +18,7 @@ QUESTIONS = {
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA or ReLoRA; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
     "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
+    "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, a short training run, and the report of all",
@@ -35,6 +36,7 @@ lowrank QUESTION --help lists its fields with units and defaults. Examples:
   lowrank dynamics --n 16 --rank 4 --lr 0.25
   lowrank pretrain tiny --law haar_stiefel --rank 0.25 --lr 3e-3
   lowrank pretrain tiny --method adamw
+  lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank report runs/validate-* runs/dynamics-*
 
 Exit codes: 0 done, 1 a check did not hold or a run could not go on, 2 wrong input, 130 interrupted."""

@@ -19,6 +19,7 @@ KEPT = {  # question → kinds of rows worth committing
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve"),
     "bench": ("machine", "layer", "step", "memory", "refresh", "live"),
+    "memory": ("memory", "communication", "measured"),
 }
 RESULTS = Path(__file__).parent / "results"
 
