@@ -43,6 +43,15 @@ def mean(tensor: Tensor) -> Tensor:
     return total.div_(size())
 
 
+@torch.no_grad()
+def largest(tensor: Tensor) -> Tensor:
+    """The largest of each entry over all processes."""
+    if size() > 1:
+        tensor = tensor.clone()
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return tensor
+
+
 def local(tensor: Tensor) -> Tensor:
     """The rows of a sharded tensor (DTensor) that this process holds, sharing memory; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

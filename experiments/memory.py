@@ -4,13 +4,17 @@
     lowrank memory --model 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp --device cuda
     lowrank memory tiny --measure
     lowrank memory 9m --sequences 8 --accumulate 1 --length 128 --measure --every
+    torchrun --nproc-per-node 2 -m experiments.memory 9m --world-size 2 --shard fsdp --measure
 
-A prediction counts and builds nothing (theory/memory.py, theory/communication.py). A measurement trains a few steps on one device and reads the
-allocator (experiments/footprint.py); ``holds`` says that predicted and measured peak differ by at most 10 %.
+A prediction counts and builds nothing (theory/memory.py, theory/communication.py). A measurement trains a few steps, on as many devices as
+torchrun started processes, reads the allocator (experiments/footprint.py; the fullest device counts) and the collectives
+(experiments/traffic.py); ``holds`` says that predicted and measured peak differ by at most 10 %.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +22,9 @@ from typing import Any, get_args
 
 import torch
 
-from estimators import LAWS
-from estimators.convert import Lift
-from experiments import footprint, models, pretrain, runs
+from estimators import LAWS, processes
+from estimators.writing import Lift
+from experiments import footprint, models, parallel, pretrain, runs
 from experiments.pretrain import Optimizer, Precision
 from theory import communication, memory
 from theory.llama import Device, Method, Setting, Shard
@@ -66,7 +70,7 @@ class Config:
     shard: Shard = "ddp"
     """ddp (everything on every device) or fsdp (weights, gradients and states in rows over the devices)."""
     measure: bool = False
-    """Also run steps here, on one device, and compare."""
+    """Also run steps here and compare; more than one device under torchrun."""
     every: bool = False
     """With measure: every method in fp32 and bf16, with activations kept and recomputed, and every optimizer, at this model and batch."""
     seed: int = 0
@@ -89,8 +93,8 @@ class Config:
             raise ValueError(f"world_size must be at least 1, got {self.world_size}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}, known are auto, cpu, cuda")
-        if self.measure and self.world_size > 1:
-            raise ValueError(f"measure runs on one device, got world_size={self.world_size}")
+        if self.measure and self.world_size != (started := int(os.environ.get("WORLD_SIZE", "1"))):
+            raise ValueError(f"measure runs on the {started} devices that were started, got world_size={self.world_size}; see torchrun")
         if self.every and not self.measure:
             raise ValueError("every is a choice of what to measure; add --measure")
         training = step(self)
@@ -114,7 +118,7 @@ def step(config: Config) -> pretrain.Config:
     else:
         batch["accumulate"] = 1
     same = ("method", "law", "rank", "refresh_every", "lift", "store", "keep", "optimizer", "precision", "checkpoint_activations", "seed")
-    fields = {name: getattr(config, name) for name in (*same, "data", "runs_dir", "quiet")}
+    fields = {name: getattr(config, name) for name in (*same, "shard", "data", "runs_dir", "quiet")}
     return replace(preset, **fields, **batch, eval_tokens=max(2, batch["length"]), measure_every=0, save_model=False)
 
 
@@ -143,9 +147,14 @@ PRESETS = {name: Config(model=name) for name in pretrain.PRESETS}
 
 def main(config: Config) -> runs.Run:
     """Predict, measure if asked to, and return the run directory."""
+    with parallel.joined(runs.device(config.device)):
+        return _main(config)
+
+
+def _main(config: Config) -> runs.Run:
     training = step(config)
     label = f"{config.model}-{'every' if config.every else named(training)}"
-    run = runs.start("memory", label, config)
+    run = runs.start("memory", f"{label}-{config.shard}{config.world_size}" if config.world_size > 1 else label, config)
     if run.done:
         return run
     try:
@@ -188,25 +197,28 @@ def predicted(name: str, mine: Setting) -> list[dict[str, Any]]:
 
 
 def measured(training: pretrain.Config, device: torch.device, run: runs.Run) -> list[dict[str, Any]]:
-    """Train on one device and compare the allocator's peak of a step with the predicted one; also of a redraw step of a fitted law."""
+    """Train and compare the allocator's peak of a step, and what it sent, with the predicted ones; also of a redraw step of a fitted law."""
     from experiments.trainer import Trainer
 
     training = replace(training, refresh_every=PERIOD, steps=PERIOD, device=device.type)
-    mine = setting(training, 1, "ddp", "cuda" if device.type == "cuda" else "cpu")
+    size = processes.size()
+    mine = setting(training, size, training.shard, "cuda" if device.type == "cuda" else "cpu")
     with footprint.watching(device) as watch:
         trainer = Trainer(training, run)
-        for _ in range(PERIOD - 2 if mine.fitted else 1):
+        for _ in range(PERIOD - 2 if mine.fitted or size > 1 else 1):
             trainer._step()
         for part in ("plain", "redraw") if mine.fitted else ("plain",):
             with watch.part(part):
                 trainer._step()
     said = {name: getattr(training, name) for name in ("model", "rank", "optimizer", "precision", "sequences", "length", "accumulate")}
     said |= {"checkpointed": training.checkpoint_activations, "stored": training.store, "device": device.type}
+    said |= {"world_size": size, "shard": training.shard if size > 1 else None}
     rows = []
     for part, stretch in watch.parts.items():
         expected = memory.peak(mine, part == "redraw")
-        ratio = expected.total / stretch.peak
-        sizes = {"predicted": expected.total, "measured": stretch.peak, "ratio": ratio, "moment": expected.moment}
+        most = int(processes.largest(torch.tensor(float(stretch.peak), dtype=torch.float64, device=device)))
+        ratio = expected.total / most
+        sizes = {"predicted": expected.total, "measured": most, "ratio": ratio, "moment": expected.moment}
         rows.append({"kind": "measured", "name": named(training), "step": part, **said, **sizes, "holds": abs(ratio - 1) <= TOLERANCE})
     return rows
 
@@ -227,3 +239,9 @@ def every(training: pretrain.Config) -> Iterator[pretrain.Config]:
     for optimizer in ("sgd", "muon", "adamw8bit"):
         for method in ("adamw", "lowrank"):
             yield replace(training, method=method, law="haar_stiefel", optimizer=optimizer, precision="fp32", checkpoint_activations=False)
+
+
+if __name__ == "__main__":
+    from experiments import cli
+
+    sys.exit(cli.main(["memory", *sys.argv[1:]]))
