@@ -39,9 +39,13 @@ class Watch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Measure what happens inside under this name. Raises ``ValueError`` for a name that was used before."""
+        """Measure what happens inside under this name, after garbage in cycles of references, whose life is chance, was collected.
+
+        Raises ``ValueError`` for a name that was used before.
+        """
         if name in self.parts:
             raise ValueError(f"Watch.part({name!r}): there is a part of this name already")
+        gc.collect()
         if self.device.type != "cuda":
             self.parts[name] = Stretch(0, 0)
             with record_function(f"part {name}"):

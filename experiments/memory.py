@@ -7,8 +7,7 @@
     torchrun --nproc-per-node 2 -m experiments.memory 9m --world-size 2 --shard fsdp --measure
 
 A prediction counts and builds nothing (theory/memory.py, theory/communication.py). A measurement trains a few steps, on as many devices as
-torchrun started processes, reads the allocator (experiments/footprint.py; the fullest device counts) and the collectives
-(experiments/traffic.py); ``holds`` says that predicted and measured peak differ by at most 10 %.
+torchrun started processes, reads the allocator (experiments/footprint.py); ``holds`` says that predicted and measured peak differ by at most 10 %.
 """
 
 from __future__ import annotations
@@ -197,7 +196,7 @@ def predicted(name: str, mine: Setting) -> list[dict[str, Any]]:
 
 
 def measured(training: pretrain.Config, device: torch.device, run: runs.Run) -> list[dict[str, Any]]:
-    """Train and compare the allocator's peak of a step, and what it sent, with the predicted ones; also of a redraw step of a fitted law."""
+    """Train and compare the allocator's peak of a step with the predicted one; also of a redraw step of a fitted law."""
     from experiments.trainer import Trainer
 
     training = replace(training, refresh_every=PERIOD, steps=PERIOD, device=device.type)
@@ -216,9 +215,10 @@ def measured(training: pretrain.Config, device: torch.device, run: runs.Run) -> 
     rows = []
     for part, stretch in watch.parts.items():
         expected = memory.peak(mine, part == "redraw")
-        most = int(processes.largest(torch.tensor(float(stretch.peak), dtype=torch.float64, device=device)))
-        ratio = expected.total / most
-        sizes = {"predicted": expected.total, "measured": most, "ratio": ratio, "moment": expected.moment}
+        # all hold as much, but what the threads of gloo release a CPU's profiler does not see: by chance a peak is too large, never too small
+        seen = -int(processes.largest(torch.tensor(-float(stretch.peak), dtype=torch.float64, device=device)))
+        ratio = expected.total / seen
+        sizes = {"predicted": expected.total, "measured": seen, "ratio": ratio, "moment": expected.moment}
         rows.append({"kind": "measured", "name": named(training), "step": part, **said, **sizes, "holds": abs(ratio - 1) <= TOLERANCE})
     return rows
 

@@ -7,6 +7,7 @@ weight, gradient and optimizer state the rows of one process. Process 0 alone wr
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def wrap(objective: nn.Module, blocks: nn.ModuleList, shard: Shard) -> nn.Module
     for block in blocks:
         fully_shard(block)
     fully_shard(objective)
+    gc.collect()  # the whole parameters are in cycles of references, which may be collected much later
     return objective
 
 

@@ -1,6 +1,6 @@
 """Peak bytes of one training step of a LLaMA on one device, by what they are for: a walk through the moments of the step.
 
-Held all along are the weights, V and what fitted laws know (projectors), float32 masters, optimizer states, and with DDP its buckets. Of an
+Held all along are the weights, V and what fitted laws know (projectors), float32 masters, optimizer states, and with DDP the buckets of gradients. Of an
 m×n matrix with T tokens full AdamW holds, in elements, mn (W) + mn (gradient) + 2mn (states) + Tn (X); LowRank-IPA mn + nr (V) + 4mr (B, its
 gradient, two states) + Tr (XV). On top come attention and nonlinearities (theory/activations.py), the loss, and what passes.
 
@@ -73,7 +73,7 @@ def held(setting: Setting) -> dict[str, int]:
         if setting.masters and setting.weight == HALF:
             found["masters"] += setting.layers * Tensor(rows=matrix.m, columns=matrix.n, size=SINGLE).bytes(p)
     if setting.shard == "ddp" and setting.world_size > 1:
-        found["communication"] = sum(tensor.bytes() for tensor in parameters if tensor.trained)  # buckets as large as the gradients
+        found["communication"] = sum(tensor.bytes() for tensor in parameters if tensor.trained)  # buckets, which the gradients are views of
     return found
 
 
@@ -119,7 +119,8 @@ class _Walk:
         self.part = sum(tensor.bytes(self.p) for tensor in trained)
         self.root = sum(tensor.bytes() for tensor in setting.root())
         self.root_part = sum(tensor.bytes(self.p) for tensor in setting.root())
-        self.all = setting.layers * self.part + self.root_part
+        self.bucketed = setting.shard == "ddp" and setting.world_size > 1
+        self.all = 0 if self.bucketed else setting.layers * self.part + self.root_part
         self.again = setting.accumulate > 1
 
     def moments(self) -> list[Footprint]:
@@ -154,8 +155,11 @@ class _Walk:
     def _gradients(self, root: int, above: int) -> int:
         """Gradients of ``root`` bytes of embedding, head and norm and of ``above`` blocks; where an earlier micro-batch left some, of all.
 
-        Under FSDP the root group's are scattered last, so a micro-batch forms them whole beside the scattered ones of the one before.
+        Under FSDP the root group's are scattered last, so a micro-batch forms them whole beside the scattered ones of the one before. Under DDP
+        each goes into its bucket as soon as it is formed.
         """
+        if self.bucketed:
+            return 0
         if self.again:
             return self.all + (root if self.p > 1 else 0)
         return root + above * self.part
@@ -207,7 +211,7 @@ class _Walk:
         """The embedding's gradient is dense; an earlier micro-batch's is there already. All blocks are done, the root group's buffer is filled."""
         setting = self.setting
         new = self.table * setting.weight
-        own = self._gradients(self.root, setting.layers) + (new if self.again and self.p == 1 else 0)
+        own = self._gradients(self.root, setting.layers) + (new if (self.again and self.p == 1) or self.bucketed else 0)
         more = {"gradients": own, "temporaries": self.H * setting.stream, "projectors": setting.layers * learned}
         return self._at("embedding", self._gathered(0) + self.root, **more)
 
