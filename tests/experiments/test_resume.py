@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments import checkpoint, cli, pretrain, runs
 from experiments.trainer import Trainer
-from tests.experiments.test_pretrain import few, losses, text_in
+from tests.experiments.test_pretrain import few, losses
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "matmul_flops", "cost_share", "tokens_per_second", "model_flops_utilisation", "peak_bytes", "measuring_share")
@@ -29,11 +29,6 @@ SPECTRAL: dict[str, Any] = {"law": "spectral", "online": 0.5, "basis_every": 2, 
 
 class Death(BaseException):
     """Nothing in the program catches it."""
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("resume"))
 
 
 def outcome(run: runs.Run) -> tuple[bytes, list[dict[str, Any]]]:
