@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from experiments import cli, compare, grid, outcomes, pretrain, runs
@@ -253,6 +255,15 @@ def test_two_processes_train_what_is_open(text: Path, tmp_path: Path) -> None:
     assert [row["kind"] for row in rows] == ["train", "train", "eval", "end"]
     again = pretrain.main(replace(cells[1], runs_dir=tmp_path / "here"))
     assert [row["loss"] for row in again.rows()[:3]] == pytest.approx([row["loss"] for row in rows[:3]], abs=1e-5)
+
+
+def test_a_killed_worker_stops_the_grid_with_advice(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is gone as soon as it would take its first cell, as when memory runs out."""
+    cells = [few(text, tmp_path, steps=2, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(torch, "set_num_threads", os._exit)  # what a worker does first
+    with pytest.raises(runs.Stopped, match="a training process was killed, perhaps for memory; with fewer --workers the same") as stop:
+        grid.train(cells, 1, "cells", True)
+    assert stop.value.code == 1 and not any(pretrain.opened(cell).done for cell in cells)
 
 
 def test_an_interrupted_cell_interrupts_the_grid(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
