@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiments.runs import WrongInput
+from experiments.runs import WrongInput, sha256
 
 FORMAT = 1
 TENSORS, SKELETON = "state.safetensors", "state.json"
@@ -73,7 +73,7 @@ def save(folder: Path, step: int, state: Any, keep: int = 2) -> Path:
         part.mkdir()
         save_file(tensors, part / TENSORS)
         _sync(part / TENSORS)
-        file = {"bytes": (part / TENSORS).stat().st_size, "sha256": _sha256(part / TENSORS)}
+        file = {"bytes": (part / TENSORS).stat().st_size, "sha256": sha256(part / TENSORS)}
         body = f'{{"format": {FORMAT}, "step": {step}, "tensors": {json.dumps(file)}, "state": {skeleton}}}\n'
         (part / SKELETON).write_bytes(_sealed(body.encode()))
         _sync(part / SKELETON)
@@ -113,7 +113,7 @@ def load(path: Path) -> tuple[int, Any]:
     """(step, state) of one checkpoint. Raises CheckpointError when it is not, byte for byte, what was written."""
     record = _record(path)
     try:
-        if _sha256(path / TENSORS) != record["tensors"]["sha256"]:
+        if sha256(path / TENSORS) != record["tensors"]["sha256"]:
             raise CheckpointError(f"{path} is damaged: the contents of {TENSORS} changed")
         with safe_open(path / TENSORS, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  clone: not a view of the mapped file
@@ -185,11 +185,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sealed(body: bytes) -> bytes:

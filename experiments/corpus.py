@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.runs import WrongInput
+from experiments.runs import WrongInput, sha256
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -137,8 +137,7 @@ def find(name: str) -> Source:
 def file_sha256(file: Path) -> str:
     """The sha256 of a file's bytes. Raises ``WrongInput`` when it cannot be read."""
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return sha256(file)
     except OSError as error:
         raise WrongInput(f"{file} cannot be read: {error.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""Many training runs, some at a time, each in a process of its own; what is done stays done."""
+"""Many training runs, some at a time, in worker processes that take one after another; what is done stays done."""
 
 from __future__ import annotations
 

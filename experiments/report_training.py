@@ -25,7 +25,7 @@ def pretrain(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         "MFU": f"{100 * end['model_flops_utilisation']:.0f} %",
         "peak MiB": end["peak_bytes"] / 2**20,
         "optimizer state MiB": end["state_bytes"] / 2**20,
-        "weights moved by low-rank updates": f"{100 * facts['touched_share']:.1f} %",
+        "touched": f"{100 * facts['touched_share']:.1f} %",
         "skipped steps": end["skipped"],
         "epochs": end["epochs"],
         "measuring": f"{100 * end['measuring_share']:.2f} %",

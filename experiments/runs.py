@@ -227,6 +227,12 @@ def progress(total: int, description: str, quiet: bool = False, done: int = 0) -
         yield bar
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal digits. Raises ``OSError`` when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to ``path``, atomically."""
     _atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -227,6 +227,17 @@ def test_autocast(moved: bool) -> None:
         torch.testing.assert_close(ours, oracle, rtol=0.03, atol=0.1)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_autocast_leaves_float64_alone_as_it_does_in_nn_Linear(moved: bool) -> None:
+    layer, X = make(moved=moved), tensor(T, N)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nn.Linear(N, M, dtype=torch.float64)(X).dtype == torch.float64
+        ours = gradients(layer, layer, X)
+    assert {t.dtype for t in ours} == {torch.float64}
+    for a, b in zip(ours, gradients(lambda X: plain(layer, X), layer, X), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 def test_sixteen_bit_weights_have_a_wide_B() -> None:
     layer = make(moved=True, dtype=torch.bfloat16)
     assert layer.B.dtype == layer.basis().dtype == torch.float32 and layer.weight.dtype == torch.bfloat16

@@ -12,7 +12,7 @@ import torch
 
 from experiments import bench, compare, grid, pretrain, publish, report, runs, summary
 from experiments.timing import pairs
-from tests.experiments.test_pretrain import few, text_in
+from tests.experiments.test_pretrain import few
 
 CPU = torch.device("cpu")
 
@@ -60,8 +60,7 @@ def test_a_bench_is_measured_judged_shown_and_published(tmp_path: Path, capsys: 
     assert list(pd.read_csv(tmp_path / "results" / "bench" / "tiny-step.csv").name) == list(step)
 
 
-def test_training_and_comparison_reach_report_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = text_in(tmp_path)
+def test_training_and_comparison_reach_report_and_results(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = pretrain.main(few(text, tmp_path, measure_every=1))
     monkeypatch.setattr(grid, "train", lambda cells, *_: [pretrain.main(cell) for cell in cells])
     settings = compare.Config(

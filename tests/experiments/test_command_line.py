@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +127,30 @@ def test_an_interrupted_run_continues_to_the_same_rows(tour: Path, tmp_path: Pat
         question.main(type(config)(**{**vars(config), "runs_dir": tmp_path, "quiet": True}))
         strip = lambda path: [{k: v for k, v in row.items() if k != "seconds"} for row in runs.read_rows(path)]  # noqa: E731
         assert strip(copy) == strip(done)
+
+
+def test_an_interruption_is_one_line_and_exit_code_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the first rows that are kept, by Ctrl-C; what the same command then writes is what is missing."""
+    few = "dynamics --law haar_stiefel --n 6 --rank 3 --steps 10 --ensemble 100 --inner 2 --quiet --runs-dir"
+    command, log = [*few.split(), str(tmp_path)], runs.Run.log
+    kept: list[int] = []
+
+    def interrupted(self: runs.Run, *rows: dict[str, Any]) -> None:
+        log(self, *rows)
+        kept.append(len(rows))
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "log", interrupted)
+        assert cli.main(command) == 130
+    assert capsys.readouterr().err == "lowrank: dynamics: interrupted; the same command continues with what is not done\n"
+    path = run_of(tmp_path, "dynamics")
+    first = runs.read_rows(path)
+    assert kept == [len(first)] and not (path / "DONE").exists()
+    cli.main(command)
+    assert runs.load(path).rows()[: len(first)] == first
 
 
 def test_publish_writes_small_tables_with_provenance(tour: Path, tmp_path: Path) -> None:

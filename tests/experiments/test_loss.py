@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.loss import linear_cross_entropy
+from experiments.loss import CHUNK_BYTES, linear_cross_entropy
 
 TOKENS, VOCABULARY, N = 50, 37, 12
 
@@ -105,6 +105,26 @@ def test_no_logits_are_kept_or_ever_whole(generator: torch.Generator) -> None:
     with Largest() as seen:
         linear_cross_entropy(hidden, weight, targets, chunk=64)
     assert seen.elements == 64 * 300
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary", "room", "chunks"),
+    [(300, 2**16, CHUNK_BYTES, 2), (2049, VOCABULARY, CHUNK_BYTES, 3), (TOKENS, VOCABULARY, 1, TOKENS)],
+    ids=["bytes", "at most 1024 tokens", "at least one"],
+)
+def test_the_default_chunk_bounds_the_logits(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, tokens: int, vocabulary: int, room: int, chunks: int
+) -> None:
+    monkeypatch.setattr("experiments.loss.CHUNK_BYTES", room)
+    hidden, weight, targets = problem(generator, torch.float32, shape=(tokens, vocabulary, 2))
+    with Largest() as seen:
+        ours = linear_cross_entropy(hidden, weight, targets)
+    assert sum("mm" in call for call in seen.calls) == 3 * chunks
+    assert seen.elements <= max(room // 4, vocabulary, hidden.numel(), weight.numel())
+    plain = F.cross_entropy(F.linear(hidden, weight), targets)
+    assert abs(ours.item() / plain.item() - 1) < 1e-6
+    for a, b in zip(*(torch.autograd.grad(value, (hidden, weight)) for value in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_errs_no_more_than_its_rounding(generator: torch.Generator) -> None:

