@@ -1,10 +1,11 @@
 """What is measured and trained on a CUDA device, in order of what it tells, and how long each cell may take.
 
 Fixed before any of it was run. Each training cell: 100 M tokens in steps of 128 × 256, bf16 products with float32 weights, r/n of every
-layer, K = 20, optimizer state by ``row_scale``, c = 1 (the step of a projected layer is then, entry by entry, as large as full AdamW's under
-Adam). The one tuned knob is the learning rate: every contender has the same four trials of 150 steps on 20m at r/n = 1/4 with a seed that is
-not compared, and takes the one with the smallest mean training loss over the last fifth; at other sizes it is scaled by the ratio of the
-presets' learning rates, at other ranks and seeds it is kept. Times: ``experiments.gpu.measure``.
+layer, K = 20, for the spectral law a full gradient at every tenth redraw, optimizer state by ``row_scale``, c = 1 (under Adam the step of a
+projected layer is then, entry by entry, as large as full AdamW's). The one tuned knob is the learning rate: every contender has the same four
+trials of 150 steps on 20m at r/n = 1/4 with a seed that is not compared, and takes the one with the smallest mean training loss over the last
+fifth; at other sizes it is scaled by the ratio of the presets' learning rates, at other ranks and seeds it is kept. Times:
+``experiments.gpu.measure``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from estimators import LAWS
 from experiments import models, pretrain
 from experiments.outcomes import TAIL
 
 TUNING_SEED = 1000  # none of the seeds that are compared
 RATE, SHARE = 7.5e14, 0.15  # dense bf16 operations a second of an H200, and the share of them assumed until a cell has shown its speed
 BEGIN = 10.0  # seconds assumed for building a model and its optimizer
+COMPILING = 60.0  # and for compiling one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Settings:
     sequences: int = 128
     length: int = 256
     refresh_every: int = 20
+    basis_every: int = 10
     tune_model: str = "20m"
     tune_steps: int = 150
     lr: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -125,6 +129,7 @@ def config(settings: Settings, cell: Cell, data: Path, runs_dir: Path, lr: float
         "model": cell.model,
         "method": "adamw" if cell.contender == "adamw" else "lowrank",
         "refresh_every": settings.refresh_every,
+        "basis_every": settings.basis_every,
         "state": "row_scale",
         "lr": lr,
         "steps": steps,
@@ -154,9 +159,12 @@ def learning_rate(settings: Settings, cell: Cell, found: Mapping[str, Mapping[st
 
     ``found``: cell name → its record. A trial that diverged counts as an infinite loss.
     """
-    trials = [Cell("tune", settings.tune_model, cell.contender, _rank(cell.contender, settings.ranks[0]), lr=lr) for lr in settings.lr]
-    losses = {trial.lr: found[trial.name]["row"].get("loss", math.inf) for trial in trials if trial.name in found}
-    if len(losses) < len(trials) or min(losses.values()) == math.inf:
+    rank = _rank(cell.contender, settings.ranks[0])
+    records = {lr: found.get(Cell("tune", settings.tune_model, cell.contender, rank, lr=lr).name, {}) for lr in settings.lr}
+    losses = {
+        lr: float(record["row"].get("loss", math.inf)) for lr, record in records.items() if "row" in record
+    }  # a failed one has no row
+    if len(losses) < len(records) or min(losses.values()) == math.inf:
         return None
     best = min(losses, key=lambda lr: losses[lr])
     scale = pretrain.PRESETS[cell.model].lr / pretrain.PRESETS[settings.tune_model].lr
@@ -181,7 +189,9 @@ def tokens_of(settings: Settings, cell: Cell) -> int:
         return settings.tune_steps * batch
     if cell.kind == "memory":
         return len(contenders(settings)) * 2 * settings.refresh_every * settings.memory_sequences * settings.length
-    return len(timed(settings, cell)) * (settings.repeats + 3) * settings.refresh_every * batch
+    everyone = timed(settings, cell)
+    fitted = sum(one in LAWS and LAWS[one].fitted for one in everyone)  # timed with and without a full gradient
+    return (len(everyone) + fitted) * (settings.repeats + 3) * settings.refresh_every * batch
 
 
 def timed(settings: Settings, cell: Cell) -> tuple[str, ...]:
@@ -200,7 +210,7 @@ def seconds(settings: Settings, cell: Cell, found: Mapping[str, Mapping[str, Any
     """Estimated seconds of a cell: by the tokens a second that its model has shown so far, else by operations at ``SHARE`` of ``RATE``."""
     shown = list(_shown(cell.model, found))
     rate = min(shown) if shown else RATE * SHARE / flops_per_token(cell.model, settings.length)
-    begin = BEGIN * (1 if cell.kind in ("train", "tune") else len(timed(settings, cell)))
+    begin = (BEGIN + COMPILING * cell.compile) * (1 if cell.kind in ("train", "tune") else len(timed(settings, cell)))
     return begin / (2 if cell.kind == "tune" else 1) + tokens_of(settings, cell) / rate
 
 

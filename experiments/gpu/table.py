@@ -79,8 +79,8 @@ def tables(settings: Settings, results: Path = RESULTS) -> str:
         said = f" Device: {', '.join(sorted(set(done.device)))}. The text was seen {epochs} times; its losses are not C4 perplexities."
     lines = [
         f"Training: {settings.tokens / 1e6:g} M tokens in steps of {batch}, {settings.precision}, K = {settings.refresh_every}, c = 1, `row_scale`; "
-        f"held-out loss in nats/token, beside it the same over full AdamW's of equal seed. Ratios of times and peaks: from the `time` cell of model and r/n, "
-        f"where everyone is timed side by side.{said}",
+        "held-out loss in nats/token, beside it the same over full AdamW's of equal seed. Ratios of times and peaks: from the cell below that "
+        f"times everyone of this model and r/n side by side.{said}",
         "",
         "| model | method | r/n | seed | held-out loss | loss / AdamW | tokens/s | step time / AdamW | peak / AdamW | learning rate | epochs |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -125,7 +125,7 @@ def _one(frame: pd.DataFrame, **where: Any) -> Any:
     for key, value in where.items():
         if key not in frame:
             return None
-        frame = frame[frame[key].isna() if value is None else frame[key] == value]
+        frame = frame.loc[frame[key].isna() if value is None else frame[key] == value]
     return frame.iloc[0] if len(frame) else None
 
 

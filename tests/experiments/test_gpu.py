@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,15 @@ from experiments.trainer import Trainer
 from tests.experiments.test_data import texts as sentences
 from tests.experiments.test_data import write_jsonl
 
-CPU: dict[str, Any] = {"device": "cpu", "eval_tokens": 64, "sequences": 2, "length": 16, "memory_sequences": 2, "refresh_every": 2}
+CPU: dict[str, Any] = {
+    "device": "cpu",
+    "eval_tokens": 64,
+    "sequences": 2,
+    "length": 16,
+    "memory_sequences": 2,
+    "refresh_every": 2,
+    "basis_every": 2,
+}
 TINY = Settings(
     models=("tiny",), tune_model="tiny", judged_model="tiny", memory_model="tiny", laws=("haar_stiefel", "spectral"), ranks=(0.25,),
     seeds=(0,), lr=(1e-3, 1e-2), tokens=150, tune_steps=2, evaluations=2, repeats=2, **CPU,
@@ -92,6 +102,8 @@ def test_the_learning_rate_is_chosen_when_all_trials_are_in() -> None:
     for lr, loss in ((1e-3, 6.0), (2e-3, 5.0), (4e-3, None)):
         assert cells.learning_rate(settings, cell, found) is None
         row = {} if loss is None else {"loss": loss}
+        found[Cell("tune", "20m", "gaussian", 0.25, lr=lr).name] = {"status": "failed", "error": "E"}
+        assert cells.learning_rate(settings, cell, found) is None
         found[Cell("tune", "20m", "gaussian", 0.25, lr=lr).name] = {"row": row, "status": "done" if loss else "diverged"}
     assert cells.learning_rate(settings, cell, found) == (1e-3, False), "2e-3 on 20m, by the presets half of it on 60m"
     assert cells.learning_rate(settings, Cell("train", "20m", "gaussian", 0.25, 0), found) == (2e-3, False)
@@ -132,6 +144,7 @@ def test_a_plan_is_worked_through_in_order(finished: Path) -> None:
     assert [row["contender"] for row in rows] == ["adamw", "haar_stiefel", "spectral"] and rows[0]["ratio"] == 1
     for row in rows[1:]:
         assert row["holds"] == (row["ratio"] <= measure.STEP_TARGET) and row["judged"] == "step"
+    assert rows[1]["full_gradient_seconds"] is None and isinstance(rows[2]["full_gradient_seconds"], float)
     for row in found["memory tiny r=0.25n"]["rows"]:
         assert row["peak_bytes"] > 0 and (row["contender"] == "adamw") == (row["judged"] is None)
     assert [row["contender"] for row in found["time tiny r=0.25n compiled"]["rows"]] == ["adamw", "haar_stiefel"]
@@ -176,6 +189,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def through(part: Part, settings: Settings, most: int = 30) -> int:
     """Call until everything is done; how many calls that took."""
+    found: dict[str, Any] = {}
     for calls in range(1, most):
         found = run.work(part, settings)
         if len([record for record in found.values() if record["status"] == "done"]) == len(cells.plan(settings)):
@@ -185,6 +199,7 @@ def through(part: Part, settings: Settings, most: int = 30) -> int:
 
 def test_parts_end_where_an_uninterrupted_run_does(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal of the end of the time comes at the third step of every trainer; training cells go on bit by bit, with the same losses."""
+    monkeypatch.setattr(measure, "rows", lambda *_: [])
     run.work(Part(data=packed, runs_dir=tmp_path / "whole"), ONE)
     step, taken = Trainer._step, {"steps": 0}
 
@@ -251,15 +266,17 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(packed: Path, tmp_path: Path
     assert {record["status"] for name, record in found.items() if name.startswith(("time", "memory"))} == {"failed"}
     assert {record["status"] for name, record in found.items() if name.startswith(("tune", "train"))} == {"done"}
     assert found["time tiny r=0.25n"]["error"] == "RuntimeError: out of memory"
+    monkeypatch.setattr(measure, "rows", lambda *_: [])
     found = run.work(Part(data=packed, runs_dir=tmp_path), ONE)
     assert {record["status"] for record in found.values()} == {"done"}
 
 
 def test_a_run_that_diverges_is_an_outcome(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverging(self: Trainer) -> None:
+    def diverging(_: Trainer) -> None:
         raise runs.Diverged("no finite loss")
 
     monkeypatch.setattr(Trainer, "train", diverging)
+    monkeypatch.setattr(measure, "rows", lambda *_: [])
     found = run.work(Part(data=packed, runs_dir=tmp_path), ONE)
     assert found["tune tiny adamw lr=0.01"]["status"] == "diverged"
     assert not [name for name in found if name.startswith("train")], "without a learning rate nothing is trained"
@@ -283,12 +300,24 @@ def test_a_pack_gives_its_token_folder_back(packed: Path, tmp_path: Path) -> Non
     assert sum(file.stat().st_size for file in packed.iterdir()) < opened.training.nbytes + opened.held_out.nbytes + 2**15
 
 
+def test_rows_name_the_commit_where_the_code_is_the_packed_one(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "pack"
+    shutil.copytree(packed, copy)
+    (copy / "pack.json").write_text(json.dumps(pack.read(copy) | {"code_sha256": "other", "git_sha": "old"}))
+    here = pack.code()
+    monkeypatch.setattr(pack, "code", lambda: here | {"git_sha": "", "git_dirty": False})  # as outside a repository
+    assert run.provenance(Part(data=copy, runs_dir=tmp_path))["git_sha"] == ""
+    monkeypatch.setattr(pack, "code", lambda: here | {"git_sha": "abc"})
+    assert pack.main(["--out", str(copy), "--stamp"]) == 0
+    monkeypatch.setattr(pack, "code", lambda: here | {"git_sha": "", "git_dirty": False})
+    found = run.provenance(Part(data=copy, runs_dir=tmp_path))
+    assert found["git_sha"] == "abc" and found["code_sha256"] == here["code_sha256"]
+
+
 @pytest.mark.parametrize("name", ["training.bin", "tokenizer.json", "manifest.json"])
 def test_a_damaged_pack_is_refused(name: str, packed: Path, tmp_path: Path) -> None:
     copy = tmp_path / "pack"
-    copy.mkdir()
-    for file in packed.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(packed, copy)
     raw = bytearray(lzma.decompress((copy / f"{name}.xz").read_bytes()))
     raw[100] ^= 1
     (copy / f"{name}.xz").write_bytes(lzma.compress(raw))
@@ -306,11 +335,11 @@ def test_a_pack_above_the_limit_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_packages_become_documents(tmp_path: Path) -> None:
-    def fetch(package: texts.Package, root: Path) -> None:
+    def fetch(_: texts.Package, root: Path) -> None:
         file = root / "usr" / "share" / "dictd" / "some.dict.dz"
         file.parent.mkdir(parents=True)
         entries = "".join(f"word{i}\n\n   A text of\n   two lines. {'x' * 100}\n\n" for i in range(100))
-        file.write_bytes(__import__("gzip").compress(entries.encode()))
+        file.write_bytes(gzip.compress(entries.encode()))
         data = root / "usr" / "share" / "wordnet"
         data.mkdir(parents=True)
         (data / "data.noun").write_text('  1 licence\n00001740 03 n 02 entity 0 some_thing 0 000 | that which is; "it is"  \n')
