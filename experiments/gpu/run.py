@@ -32,6 +32,7 @@ from experiments.gpu import cells, measure, pack, store
 from experiments.gpu.cells import Cell, Settings
 
 MARGIN = 30.0  # seconds before the end at which work is stopped: a last step, a checkpoint of 1.3 GB, the archive
+SHORTEST = 2 * cells.BEGIN  # seconds for which no training is begun
 SETTLED = ("done", "diverged")
 
 
@@ -102,14 +103,15 @@ def work(part: Part, settings: Settings) -> dict[str, dict[str, Any]]:
         data = pack.unpack(part.data, part.runs_dir / "tokens")
         facts = provenance(part) | {"device_kind": device.type}
         tried: set[str] = set()
-        while not clock.over.is_set():
+        while not clock.over.is_set() and clock.left() > 0:
             found = store.records(part.folder)
             cell = following(settings, found, tried, clock.left(), part.whole)
             if cell is None:
                 break
             tried.add(cell.name)
             print(f"{cell.name}: estimated {cells.seconds(settings, cell, found) / 60:.1f} min, {clock.left() / 60:.1f} left", flush=True)
-            attempt(part, settings, cell, data, found, facts)
+            if not attempt(part, settings, cell, data, found, facts):
+                clock.over.set()  # the signal of its end went to the trainer
             measure.free()
             if part.archive is not None:
                 store.archive(part.folder, part.archive)
@@ -121,20 +123,20 @@ def work(part: Part, settings: Settings) -> dict[str, dict[str, Any]]:
 def following(settings: Settings, found: dict[str, dict[str, Any]], tried: set[str], left: float, whole: bool) -> Cell | None:
     """The next cell: first of the plan that is not settled and can begin; failed ones of earlier calls last. None when there is none.
 
-    What cannot stop half-way, and anything when ``whole``, begins only if its estimate fits the seconds ``left``.
+    What cannot stop half-way, and anything when ``whole``, begins only if its estimate fits the seconds ``left``; nothing for a few seconds.
     """
     able = []
     for cell in cells.plan(settings):
         status = found.get(cell.name, {}).get("status")
         if status in SETTLED or cell.name in tried or (cell.kind == "train" and cells.learning_rate(settings, cell, found) is None):
             continue
-        if (cell.divisible and not whole) or cells.seconds(settings, cell, found) <= left:
+        if cells.seconds(settings, cell, found) <= left or (cell.divisible and not whole and left > SHORTEST):
             able.append((status == "failed", cell))
     return min(able, key=lambda one: one[0])[1] if able else None
 
 
-def attempt(part: Part, settings: Settings, cell: Cell, data: Path, found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Work on one cell and record how it ended; no failure of one cell is one of the call."""
+def attempt(part: Part, settings: Settings, cell: Cell, data: Path, found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> bool:
+    """Work on one cell and record how it ended; no failure of one cell is one of the call. Returns whether there is time for another."""
     begun = time.monotonic()
     failure = store.failed_path(part.folder, cell)
     try:
@@ -147,11 +149,13 @@ def attempt(part: Part, settings: Settings, cell: Cell, data: Path, found: dict[
         if stop.code != 130:
             raise
         print(f"{cell.name}: {stop}", flush=True)
+        return False
     except Exception as error:  # whatever it is, the other cells do not depend on it
         traceback.print_exc()
         store.record(failure, cell, "failed", error=f"{type(error).__name__}: {error}"[:500], **facts)
     else:
         print(f"{cell.name}: {(time.monotonic() - begun) / 60:.1f} min", flush=True)
+    return True
 
 
 def trained(part: Part, settings: Settings, cell: Cell, data: Path, found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -228,12 +228,15 @@ def test_a_part_ends_by_itself_before_its_time(packed: Path, tmp_path: Path, mon
 
     settings = Settings(**{**vars(ONE), "tokens": 10**6})
     monkeypatch.setattr(Trainer, "_step", slow)
-    monkeypatch.setattr(cells, "plan", lambda _: [Cell("train", "tiny", "adamw", None, 0)])
+    monkeypatch.setattr(
+        cells, "plan", lambda _: [Cell("train", "tiny", one, rank, 0) for one, rank in (("adamw", None), ("spectral", 0.25))]
+    )
+    monkeypatch.setattr(run, "SHORTEST", 0)
     monkeypatch.setattr(cells, "learning_rate", lambda *_: (1e-3, False))
     begun = time.monotonic()
     found = run.work(Part(data=packed, runs_dir=tmp_path, minutes=0.1, margin=2), settings)
     assert time.monotonic() - begun < 6 and not found
-    (left,) = (tmp_path / "cells").rglob("checkpoint-*")
+    (left,) = (tmp_path / "cells").rglob("checkpoint-*")  # of the first cell; the second was not begun
     first = int(left.name.removeprefix("checkpoint-"))
     run.work(Part(data=packed, runs_dir=tmp_path, minutes=0.1, margin=2), settings)
     (left,) = (tmp_path / "cells").rglob("checkpoint-*")
@@ -249,7 +252,8 @@ def test_what_cannot_stop_half_way_begins_only_if_it_fits() -> None:
     assert run.following(settings, {}, set(), 1, False) is None
     settled = {cell.name: {"status": "done", "row": {"loss": 5.0}} for cell in plan if cell.kind != "train"}
     train = [cell for cell in plan if cell.kind == "train"]
-    assert run.following(settings, settled, set(), 1, False) == train[0]
+    assert run.following(settings, settled, set(), 25, False) == train[0]
+    assert run.following(settings, settled, set(), 15, False) is None
     assert run.following(settings, settled, set(), 100, True) == next(cell for cell in train if cell.model == "20m")
     settled[train[0].name] = {"status": "failed"}
     assert run.following(settings, settled, set(), 540, False) == train[1]
