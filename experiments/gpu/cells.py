@@ -47,7 +47,7 @@ class Settings:
     memory_model: str = "350m"
     memory_sequences: int = 64
     repeats: int = 5
-    eval_tokens: int = 2**19
+    eval_tokens: int = 2**20  # more than are held out: all of them
     evaluations: int = 4
     precision: pretrain.Precision = "bf16"
     compile: bool = False
