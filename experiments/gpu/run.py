@@ -59,6 +59,7 @@ class Clock:
 
     def __init__(self, seconds: float) -> None:
         self.end, self.over = time.monotonic() + seconds, threading.Event()
+        self.strict = False  # whether the end of the time ends what is running by a TimeoutError
 
     def left(self) -> float:
         """Seconds."""
@@ -81,6 +82,9 @@ class Clock:
             if self.over.is_set() and self.left() > 0:
                 raise KeyboardInterrupt
             self.over.set()
+            if self.strict and self.left() <= 0:
+                self.strict = False
+                raise TimeoutError("it took longer than there was time")
 
         before = signal.signal(signal.SIGINT, note)
         thread = threading.Thread(target=watch, daemon=True)
@@ -110,7 +114,7 @@ def work(part: Part, settings: Settings) -> dict[str, dict[str, Any]]:
                 break
             tried.add(cell.name)
             print(f"{cell.name}: estimated {cells.seconds(settings, cell, found) / 60:.1f} min, {clock.left() / 60:.1f} left", flush=True)
-            if not attempt(part, settings, cell, data, found, facts):
+            if not attempt(part, settings, cell, data, found, facts, clock):
                 clock.over.set()  # the signal of its end went to the trainer
             measure.free()
             if part.archive is not None:
@@ -135,9 +139,12 @@ def following(settings: Settings, found: dict[str, dict[str, Any]], tried: set[s
     return min(able, key=lambda one: one[0])[1] if able else None
 
 
-def attempt(part: Part, settings: Settings, cell: Cell, data: Path, found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> bool:
+def attempt(
+    part: Part, settings: Settings, cell: Cell, data: Path, found: dict[str, dict[str, Any]], facts: dict[str, Any], clock: Clock
+) -> bool:
     """Work on one cell and record how it ended; no failure of one cell is one of the call. Returns whether there is time for another."""
     begun = time.monotonic()
+    clock.strict = not cell.divisible and cell.kind != "tune"  # training listens itself
     failure = store.failed_path(part.folder, cell)
     try:
         if cell.kind in ("time", "memory"):
@@ -155,6 +162,8 @@ def attempt(part: Part, settings: Settings, cell: Cell, data: Path, found: dict[
         store.record(failure, cell, "failed", error=f"{type(error).__name__}: {error}"[:500], **facts)
     else:
         print(f"{cell.name}: {(time.monotonic() - begun) / 60:.1f} min", flush=True)
+    finally:
+        clock.strict = False
     return True
 
 

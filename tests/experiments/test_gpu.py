@@ -243,6 +243,15 @@ def test_a_part_ends_by_itself_before_its_time(packed: Path, tmp_path: Path, mon
     assert int(left.name.removeprefix("checkpoint-")) > first > 0
 
 
+def test_times_that_take_too_long_are_given_up(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_step", lambda _: time.sleep(0.05) or {"kind": "train"})
+    monkeypatch.setattr(cells, "plan", lambda _: [cells.time_cell(ONE, "tiny", 0.25)])
+    monkeypatch.setattr(cells, "seconds", lambda *_: 0.0)
+    begun = time.monotonic()
+    found = run.work(Part(data=packed, runs_dir=tmp_path, minutes=0.1, margin=2), Settings(**{**vars(ONE), "repeats": 1000}))
+    assert time.monotonic() - begun < 10 and found["time tiny r=0.25n"]["error"].startswith("TimeoutError: it took longer")
+
+
 def test_what_cannot_stop_half_way_begins_only_if_it_fits() -> None:
     settings = Settings()
     first, *_ = plan = cells.plan(settings)
