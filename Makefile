@@ -32,6 +32,7 @@ types: $(READY)
 
 readme: $(READY)
 	$(BIN)/python -m experiments.readme
+	$(BIN)/python -m experiments.figures_scale
 
 clean:
 	rm -rf $(VENV) runs

@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from estimators import keyed, selection
+from estimators import keyed, processes, selection
 from estimators.fitting import Fitting
 from estimators.law import Law
 from estimators.linear import LowRankLinear
-from estimators.rounding import SIXTEEN_BIT, stochastic_round
 from estimators.transport import POLICIES, Policy, carry
-
-Lift = Literal["master", "stochastic", "nearest"]
+from estimators.writing import Lift, Writer
 
 
 class Conversion:
@@ -45,7 +43,9 @@ class Conversion:
     ``basis_every``: redraws between two full gradients; ``online``: weight in (0, 1] of what the sketches ĜV of the last K steps showed, 0 to
     learn from full gradients only. Their first draw, made before any gradient was seen, is Haar–Stiefel, replaced after the first step.
 
-    Move the model to its device and dtype first. Raises ``ValueError`` for impossible values or when nothing is left to convert.
+    Move the model to its device and dtype first. With several processes convert before ``DistributedDataParallel`` or ``fully_shard``: draws are
+    equal everywhere, W is lifted where its rows lie, and only gradients of B travel. Raises ``ValueError`` for impossible values or when
+    nothing is left to convert.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Conversion:
             raise ValueError(f"{call}: online={online} is for laws fitted to the gradient, {self.law.__name__} is not")
         self.lift_every, self.refresh_every, self.basis_every = lift_every, refresh_every, basis_every
         self.state: Policy = state
-        self.rounding, self.store = lift, store
+        self.writer, self.store = Writer(lift, seed), store
         self.fitting = Fitting(self.law, c, options, keep, online, seed)
         chosen, self.left_alone = selection.choose(model, targets, rank)
         if not chosen:
@@ -104,11 +104,6 @@ class Conversion:
         self.steps, self.draws = 0, 0
         self._laws: dict[str, Law] = {}
         self._asked: set[str] = set()  # layers whose full gradient is awaited; one that the model does not use keeps waiting
-        self._masters = {
-            name: layer.weight.detach().float()
-            for name, layer in self.layers.items()
-            if lift == "master" and layer.weight.dtype in SIXTEEN_BIT
-        }
         for name, layer in self.layers.items():
             self._hold(name, layer)
             if online:
@@ -153,7 +148,7 @@ class Conversion:
         lift = redraw or self.steps % self.lift_every == 0
         if decay != 1.0:
             for name, layer in self.layers.items():
-                self._write(name, layer.weight, "decay", lambda W: W.mul_(decay))
+                self.writer.write(name, layer.weight, self.steps, "decay", lambda W: W.mul_(decay))
         for layer in self.layers.values():
             layer.moved()
         if lift:
@@ -166,26 +161,17 @@ class Conversion:
     def lift(self) -> None:
         """W ← W + BVᵀ and B ← 0 in every layer; the function that the model computes does not change beyond rounding."""
         for name, layer in self.layers.items():
-            B, V = layer.B, layer.basis()
-            self._write(name, layer.weight, "rounding", lambda W: W.addmm_(B, V.mT))
+            B, V = processes.local(layer.B), layer.basis()
+            self.writer.write(name, layer.weight, self.steps, "rounding", lambda W: W.addmm_(B, V.mT))
             layer.zero()
-
-    def _write(self, name: str, W: Tensor, what: str, change: Callable[[Tensor], Tensor]) -> None:
-        """``change`` W in place: as it is, through its master, or rounded from float32; ``what`` keys the rounding."""
-        if name in self._masters:
-            W.copy_(change(self._masters[name]))
-        elif W.dtype in SIXTEEN_BIT:
-            exact = change(W.detach().float())
-            generator = keyed.generator(self.seed, f"{name}.{what}", self.steps, W.device)
-            W.copy_(stochastic_round(exact, W.dtype, generator) if self.rounding == "stochastic" else exact)
-        else:
-            change(W)
 
     @torch.no_grad()
     def redraw(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Draw every V anew (B must be zero: ``lift`` first) and carry the optimizer's state by the policy."""
         self.draws += 1
         for name, layer in self.layers.items():
+            if self.fitting.online and processes.local(layer.B) is not layer.B:
+                raise ValueError(f"convert(online={self.fitting.online}): sketches of sharded parameters cannot be seen; use online=0")
             old = layer.basis()
             self.fitting.advance(name, old)
             self._hold(name, layer)
@@ -256,7 +242,7 @@ class Conversion:
             "made_of": self._made_of(),
             "asked": sorted(self._asked),
             "fitting": self.fitting.state_dict(),
-            "masters": dict(self._masters),
+            "masters": dict(self.writer.masters),
         }
 
     @torch.no_grad()
@@ -266,8 +252,7 @@ class Conversion:
             raise ValueError(f"Conversion.load_state_dict: the state is of a conversion that differs in {', '.join(different)}")
         self.steps, self.draws = state["steps"], state["draws"]
         self.fitting.load_state_dict(state["fitting"], {name: layer.weight.device for name, layer in self.layers.items()})
-        for name, master in self._masters.items():
-            master.copy_(state["masters"][name])
+        self.writer.load(state["masters"], {name: layer.weight for name, layer in self.layers.items()})
         for name, layer in self.layers.items():
             layer.observer = None
             layer.moved()
@@ -282,7 +267,8 @@ class Conversion:
         ranks = {name: layer.rank for name, layer in self.layers.items()}
         kinds = sorted({layer.weight.device.type for layer in self.layers.values()})  # their generators differ
         law = {"law": self.law.__name__, "c": self.fitting.c, "seed": self.seed}
-        return law | {"ranks": ranks, "masters": sorted(self._masters), "device": kinds}
+        masters = sorted(name for name, layer in self.layers.items() if self.writer.has_master(layer.weight))
+        return law | {"ranks": ranks, "masters": masters, "device": kinds}
 
     def finalize(self) -> nn.Module:
         """Lift what is left, put plain ``nn.Linear`` modules back in place, and return the model; the handle is then spent."""
@@ -292,7 +278,7 @@ class Conversion:
             linear.weight = nn.Parameter(layer.weight.detach())
             linear.register_parameter("bias", layer.bias)
             selection.replace(self.model, name, linear)
-        self.layers, self._laws, self._masters = {}, {}, {}
+        self.layers, self._laws, self.writer.masters = {}, {}, {}
         return self.model
 
 

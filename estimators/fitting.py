@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from estimators import keyed
+from estimators import keyed, processes
 from estimators.directions import Directions, of_gradient, refine
 from estimators.haar_stiefel import HaarStiefel
 from estimators.law import Law
@@ -51,9 +51,10 @@ class Fitting:
     def reduce(self, name: str, layer: LowRankLinear, X: Tensor, D: Tensor, draw: int) -> None:
         """Learn from the full gradient ΔᵀX of one micro-batch, which lives only here; nothing if it is zero, infinite or NaN.
 
+        Of several processes each has a part of the micro-batch: their mean is taken, m×n numbers over the network once a redraw.
         ``draw`` keys the range finder.
         """
-        G = (D.mT @ X).to(layer.B.dtype)
+        G = processes.mean((D.mT @ X).to(layer.B.dtype))
         if bool(torch.isfinite(G).all()):
             generator = keyed.generator(self.seed, f"{name}.directions", draw, X.device)
             learned = of_gradient(G, self._directions(layer), generator)
@@ -62,7 +63,8 @@ class Fitting:
 
     @torch.no_grad()
     def accumulate(self, name: str, sketch: Tensor) -> None:
-        """Note (ĜV)ᵀ(ĜV) of one micro-batch, r×r."""
+        """Note (ĜV)ᵀ(ĜV) of one micro-batch, r×r; of several processes from the mean of their sketches, m×r numbers over the network."""
+        sketch = processes.mean(sketch)
         gram = sketch.mT @ sketch
         usable = torch.isfinite(gram).all()  # of a skipped step it is not, and must not spoil the others
         total, count = self._seen.get(name, (torch.zeros_like(gram), torch.zeros((), dtype=torch.int64, device=gram.device)))

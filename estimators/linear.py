@@ -1,4 +1,4 @@
-"""A linear layer whose weight moves only through a low-rank B: it keeps XV for the backward pass, never X.
+"""A linear layer whose weight moves only through a low-rank B: it keeps XV for the backward pass, and X only for an observer.
 
 Y = XWᵀ + (XV)Bᵀ + b with W (m×n) frozen, V (n×r) drawn from a law, B (m×r) the trained parameter. With Δ = ∂L/∂Y (T×m):
 ∂L/∂B = Δᵀ(XV) = ĜV, the sketch of the full gradient Ĝ = ΔᵀX, from T×r stored numbers; ∂L/∂X = ΔW + (ΔB)Vᵀ is exact, so the
@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from estimators.processes import DTensor
 
 Observer = Callable[[Tensor, Tensor], None]  # receives X (T, n) and Δ (T, m) in the backward pass
 
@@ -104,7 +106,7 @@ class LowRankLinear(nn.Module):
         self.register_buffer("V", None, persistent=False)
         self.redraw: Callable[[], Tensor] | None = None
         self.observer: Observer | None = None
-        self._zero, self._version = True, self.B._version
+        self.zero()
 
     def extra_repr(self) -> str:
         """As ``nn.Linear`` shows itself, with the rank."""
@@ -124,14 +126,19 @@ class LowRankLinear(nn.Module):
 
     @property
     def at_zero(self) -> bool:
-        """Whether B is known to be zero: nothing has written to it since it was zeroed. Compiled code trusts ``zero`` and ``moved``."""
-        return self._zero and (torch.compiler.is_compiling() or self._version == self.B._version)
+        """Whether B is known to be zero: nothing has written to it since it was zeroed. Compiled code trusts ``zero`` and ``moved``.
+
+        In the forward pass of ``fully_shard`` the layer has a gathered copy in the place of B; the shard that was zeroed is asked then.
+        """
+        (zeroed,), version = self._zeroed
+        same = zeroed is self.B or isinstance(zeroed, DTensor)
+        return self._zero and (torch.compiler.is_compiling() or (same and version == zeroed._version))
 
     @torch.no_grad()
     def zero(self) -> None:
         """B ← 0."""
         self.B.zero_()
-        self._zero, self._version = True, self.B._version
+        self._zero, self._zeroed = True, ((self.B,), self.B._version)  # in a tuple: the module would list a parameter
 
     def moved(self) -> None:
         """Say that B may differ from zero, to compiled code and for writers that leave no trace (``.data``, fused optimizers)."""
@@ -148,7 +155,8 @@ class LowRankLinear(nn.Module):
     def forward(self, X: Float[Tensor, "*tokens n"]) -> Float[Tensor, "*tokens m"]:
         """XWᵀ + (XV)Bᵀ + b. Under autocast the products are in its dtype, else in that of X."""
         kind = X.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else X.dtype
+        casts = torch.is_autocast_enabled(kind) and X.dtype != torch.float64  # autocast leaves float64 alone
+        dtype = torch.get_autocast_dtype(kind) if casts else X.dtype
         rows = X.reshape(-1, self.in_features)
         Y = _Product.apply(
             rows, self.weight, self.basis(), self.B, self.bias, dtype, self.at_zero, self.redraw if self.V is None else None, self.observer

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from estimators import processes
+
 Policy = Literal["reset", "keep", "reproject_first", "reproject_both", "row_scale"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 FIRST = ("exp_avg", "momentum_buffer")
@@ -43,7 +45,8 @@ def carry(policy: Policy, state: dict[str, Any], V: Float[Tensor, "n r"], new: F
         state.clear()
     if policy in ("reset", "keep") or not state:
         return
-    matrices = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.ndim == 2}
+    # of a sharded state the rows held here: no policy mixes rows
+    matrices = {key: processes.local(value) for key, value in state.items() if isinstance(value, Tensor) and value.ndim == 2}
     unknown = [key for key in matrices if key not in (*FIRST, *SECOND)]
     if unknown:
         raise ValueError(f"carry(policy={policy!r}): do not know what the optimizer state {unknown[0]!r} means, use 'reset' or 'keep'")

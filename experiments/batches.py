@@ -41,19 +41,21 @@ class Batches:
     """Each non-overlapping chunk of ``length`` tokens once an epoch, in an order that depends on (seed, epoch) only.
 
     The position counts sequences, so a resumed run may take them in batches of another size. A batch may reach into the next epoch.
+    ``part`` = (k, parts): of every batch of ``sequences`` only the k-th of equal parts is given out; the position is the same for all parts.
     """
 
-    def __init__(self, stream: np.ndarray, seed: int, sequences: int, length: int) -> None:
+    def __init__(self, stream: np.ndarray, seed: int, sequences: int, length: int, part: tuple[int, int] = (0, 1)) -> None:
         self.chunks = len(stream) // length
         if self.chunks < 1:
             raise ValueError(f"Batches(length={length}): the stream holds only {len(stream)} tokens")
         self.stream, self.seed, self.sequences, self.length = stream, seed, sequences, length
+        self._part = _slice(sequences, part)
         self._index = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def next(self) -> Tensor:
         """The next token ids (sequences, length)."""
-        rows = [self._row(index) for index in range(self._index, self._index + self.sequences)]
+        rows = [self._row(index) for index in range(self._index, self._index + self.sequences)[self._part]]
         self._index += self.sequences
         return torch.stack(rows)
 
@@ -97,10 +99,11 @@ class Resumable(Protocol):
 class StreamBatches:
     """Documents tokenised on the fly, in stream order, each closed by the end token and packed without gaps; at its end it begins again.
 
-    The position holds the stream's own and the tokens read but not yet taken, those of up to 32 documents.
+    The position holds the stream's own and the tokens read but not yet taken, those of up to 32 documents. ``part`` as for ``Batches``.
     """
 
-    def __init__(self, documents: Resumable, tokenizer: Tokenizer, sequences: int, length: int) -> None:
+    def __init__(self, documents: Resumable, tokenizer: Tokenizer, sequences: int, length: int, part: tuple[int, int] = (0, 1)) -> None:
+        self._part = _slice(sequences, part)
         self.documents, self.tokenizer, self.sequences, self.length = documents, tokenizer, sequences, length
         self._end = end_of(tokenizer)
         self._start = self._position = documents.state_dict()
@@ -115,7 +118,7 @@ class StreamBatches:
         while len(self._buffer) < count:
             self._fill()
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
-        return torch.tensor(taken, dtype=torch.int64).view(self.sequences, self.length)
+        return torch.tensor(taken, dtype=torch.int64).view(self.sequences, self.length)[self._part]
 
     @property
     def epochs(self) -> float:
@@ -156,6 +159,13 @@ class StreamBatches:
         self._position = self.documents.state_dict()
         for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             self._buffer += [*encoding.ids, self._end]
+
+
+def _slice(sequences: int, part: tuple[int, int]) -> slice:
+    k, parts = part
+    if sequences % parts or not 0 <= k < parts:
+        raise ValueError(f"{sequences} sequences have no {k}-th of {parts} equal parts")
+    return slice(k * sequences // parts, (k + 1) * sequences // parts)
 
 
 def _ids(stream: np.ndarray) -> Tensor:

@@ -23,8 +23,8 @@ from estimators.haar_stiefel import HaarStiefel
 from estimators.linear import LowRankLinear
 from experiments import cost, models, pretrain, runs
 from experiments.live import Live
-from experiments.loss import linear_cross_entropy
 from experiments.methods import METHODS, Method
+from experiments.objective import Objective
 from experiments.timing import pairs, timed
 from experiments.updates import optimizers
 
@@ -111,8 +111,7 @@ class Bench:
     def __init__(self, config: Config, law: str, method: str, device: torch.device, **fields: Any) -> None:
         self.settings = settings(config, law, method, **fields)
         model = models.build(config.model, config.seed).to(device)  # pyright: ignore[reportArgumentType]
-        self.body: nn.Module = model.model
-        self.head: Any = model.get_output_embeddings()
+        self.objective = Objective(model)
         self.method: Method = METHODS[method](model, self.settings)
         self.optimizers = optimizers(self.settings, self.method.matrices(), self.method.others())
         generator = keyed.generator(config.seed, "bench", 0)
@@ -121,8 +120,7 @@ class Bench:
 
     def loss(self) -> Tensor:
         """As in training."""
-        hidden = self.body(input_ids=self.ids[:, :-1]).last_hidden_state
-        return linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, self.ids[:, 1:].flatten())
+        return self.objective(self.ids)
 
     def step(self) -> None:
         """Forward, backward, clipping, update, lift."""
@@ -197,8 +195,8 @@ def memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
     for name, method in [("peer", "adamw"), *((law, "lowrank") for law in config.law), ("lora", "lora")]:
         bench = Bench(config, name if method == "lowrank" else "gaussian", method, device)
         bench.step()
-        names = [name for name, _ in bench.body.named_modules() if name.endswith("_proj")]
-        shared, separate = cost.saved_bytes(bench.body, names, bench.loss)
+        names = [name for name, _ in bench.objective.model.model.named_modules() if name.endswith("_proj")]
+        shared, separate = cost.saved_bytes(bench.objective.model.model, names, bench.loss)
         row = {"name": name, "saved_bytes": shared, "saved_bytes_layer_by_layer": separate}
         base = rows[0] if rows else row
         row |= {"ratio": shared / base["saved_bytes"], "ratio_layer_by_layer": separate / base["saved_bytes_layer_by_layer"]}

@@ -65,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except runs.WrongInput as error:
         return _refuse(f"{question}: {error}")
     except runs.Stopped as stop:
-        print(f"lowrank: {question}: {stop}", file=sys.stderr)
+        _tell(f"{question}: {stop}")
         return stop.code
     except KeyboardInterrupt:
-        print(f"lowrank: {question}: interrupted; the same command continues with what is not done", file=sys.stderr)
+        _tell(f"{question}: interrupted; the same command continues with what is not done")
         return 130
 
-    return summary.show(result)
+    return summary.show(result) if _speaks() else 0
 
 
 def _parse(question: str, module: Any, arguments: list[str]) -> Any:
@@ -106,8 +106,18 @@ def _one_line(message: str) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"lowrank: {message}", file=sys.stderr)
+    _tell(message)
     return 2
+
+
+def _tell(message: str) -> None:
+    if _speaks():
+        print(f"lowrank: {message}", file=sys.stderr)
+
+
+def _speaks() -> bool:
+    """Of several processes that torchrun started, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from experiments import batches, corpus, models, tokens
+from estimators import processes
+from experiments import batches, corpus, models, parallel, tokens
 from experiments.runs import WrongInput
 
 if TYPE_CHECKING:
@@ -32,14 +33,16 @@ class Feed(Protocol):
 def open_data(config: Config) -> tuple[Feed, list[Tensor], dict[str, Any]]:
     """(training micro-batches, held-out batches, facts for the record). Raises ``WrongInput`` where data and model do not fit."""
     sequences = config.sequences // config.accumulate
+    parallel.part(sequences)
     entries = models.PRESETS[config.model]["vocab_size"]
     if config.tokenizer is not None:
         return _stream(config, sequences, entries)
     default = config.data == corpus.MOVIE_REVIEWS
-    text = tokens.tokens(min(entries, 32000), quiet=config.quiet) if default else tokens.open_tokens(Path(config.data))
+    with parallel.first():
+        text = tokens.tokens(min(entries, 32000), quiet=config.quiet) if default else tokens.open_tokens(Path(config.data))
     _fits(text.vocabulary, entries, config.model)
     try:
-        feed = batches.Batches(text.training, config.seed, sequences, config.length)
+        feed = batches.Batches(text.training, config.seed, sequences, config.length, _part())
         held_out = _held_out(text.held_out, config)
     except ValueError as error:
         raise WrongInput(f"{config.data}: {error}") from None
@@ -61,7 +64,7 @@ def _stream(config: Config, sequences: int, entries: int) -> tuple[Feed, list[Te
         fixed = _held_out(np.array(rows), config)
     except ValueError as error:
         raise WrongInput(f"held-out documents of {config.data}: {error}") from None
-    feed = batches.StreamBatches(training, tokenizer, sequences, config.length)
+    feed = batches.StreamBatches(training, tokenizer, sequences, config.length, _part())
     return (
         feed,
         fixed,
@@ -71,6 +74,10 @@ def _stream(config: Config, sequences: int, entries: int) -> tuple[Feed, list[Te
             "vocabulary": tokenizer.get_vocab_size(),
         },
     )
+
+
+def _part() -> tuple[int, int]:
+    return processes.rank(), processes.size()
 
 
 def _held_out(stream: np.ndarray, config: Config) -> list[Tensor]:

@@ -24,7 +24,7 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "spectral": "#CC79A7",
     "top_svd": "#000000",
     "fixed_basis": "#7F7F7F",
-    "adamw": "#000000",
+    "adamw": "#882255",
     "lora": "#7F7F7F",
     "relora": "#B15928",
 }

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators import Conversion
+from estimators import Conversion, processes
 from estimators.law import Law
 from theory import levels
 
@@ -29,9 +29,10 @@ class Live:
     """Collects one row a layer, and their sum, in the next backward pass after ``arm``."""
 
     def __init__(self, handle: Conversion, sequences: int, accumulate: int) -> None:
-        """``sequences``: of a micro-batch, at least 2; ``accumulate``: micro-batches of a step, by which their losses were divided.
+        """``sequences``: of a micro-batch in this process, at least 2; ``accumulate``: micro-batches of a step, by which their losses were
+        divided.
 
-        Gradients are reported for the undivided mean loss.
+        Gradients are reported for the undivided mean loss. What several processes see of their own halves is averaged.
         """
         self.handle, self.sequences, self.accumulate = handle, sequences, accumulate
         self.seconds = 0.0  # spent measuring, over the whole run
@@ -76,14 +77,16 @@ class Live:
         second, signal = (A.square().sum() + B.square().sum()) / 2, (A * B).sum()
         realised = lifted - 2 * (AV * BV).sum() + signal
         on, signal_on = (AQ.square() + BQ.square()).sum(0) / 2, (AQ * BQ).sum(0)
-        packed = torch.cat([torch.stack([second, signal, realised, captured]), on, signal_on]).double().cpu().numpy()
+        seen = torch.cat([torch.stack([second, signal, realised, captured]), on, signal_on]).double()
+        packed = processes.mean(seen).cpu().numpy()
         k = Q.shape[1]
         second_, signal_, realised_, captured_ = packed[:4].tolist()
         on_, signal_on_ = packed[4 : 4 + k], packed[4 + k :]
-        share = half / (self.accumulate * len(X))  # the noise of a step is this share of the noise of a half
-        predicted = levels.ipa(_levels(law), second_, signal_, on_, signal_on_)
+        share = half / (self.accumulate * len(X) * processes.size())  # the noise of a step is this share of the noise of a half
+        known_levels = _levels(law)
+        predicted = levels.ipa(known_levels, second_, signal_, on_, signal_on_)
         whole = levels.ipa(
-            _levels(law), signal_ + share * (second_ - signal_), signal_, signal_on_ + share * (on_ - signal_on_), signal_on_
+            known_levels, signal_ + share * (second_ - signal_), signal_, signal_on_ + share * (on_ - signal_on_), signal_on_
         )
         row = {"signal": signal_, "noise": second_ - signal_, "predicted": predicted, "realised": realised_, "captured": captured_}
         row |= {"predicted_step": whole}

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from estimators import keyed, selection
-from estimators.convert import Conversion, Lift, convert
+from estimators import keyed, processes, selection
+from estimators.convert import Conversion, convert
 from estimators.transport import Policy
+from estimators.writing import Lift
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -212,14 +213,16 @@ class ReLora(Lora):
         for adapter in layer.lora_A:
             A, B = (cast(nn.Linear, factor[adapter]).weight for factor in (layer.lora_A, layer.lora_B))
             generator = keyed.generator(self.settings.seed, f"{name}.relora", self.steps, A.device)
-            nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+            fresh = nn.init.kaiming_uniform_(torch.empty(A.shape, dtype=A.dtype, device=A.device), a=math.sqrt(5), generator=generator)
+            A.copy_(processes.like(fresh, A))
             nn.init.zeros_(B)
             for p in (A, B):
                 for value in optimizer.state.get(p, {}).values():
                     if isinstance(value, Tensor) and value.ndim == 2:
                         kept = torch.rand(value.shape, generator=generator, device=value.device) >= PRUNED
-                        dequantize = getattr(value, "dequantize", None) if type(value) is not Tensor else None  # torchao's 8-bit states
-                        value.copy_((dequantize() if dequantize else value) * kept.to(value.dtype))
+                        mine, kept = processes.local(value), processes.local(processes.like(kept, value))
+                        dequantize = getattr(mine, "dequantize", None) if type(mine) is not Tensor else None  # torchao's 8-bit states
+                        mine.copy_((dequantize() if dequantize else mine) * kept.to(mine.dtype))
 
     def lr_factor(self, step: int) -> float:
         since, warm = step % self.settings.refresh_every, min(REWARM, self.settings.refresh_every // 2)

@@ -3,21 +3,25 @@
     lowrank pretrain tiny --law haar_stiefel --rank 16 --steps 60 --lr 1e-3 --seed 11 --checkpoint-every 10
     lowrank pretrain tiny --method adamw
     lowrank pretrain 60m --law spectral --rank 0.25 --precision bf16
+    torchrun --nproc-per-node 8 -m experiments.pretrain 350m --shard fsdp
 
-The same command continues an interrupted run; on a CPU it then ends in the very weights that an uninterrupted one reaches.
+The same command continues an interrupted run, with any number of processes; with one on a CPU it then ends in the very weights that an
+uninterrupted one reaches.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from estimators import LAWS
-from estimators.convert import Lift
 from estimators.transport import Policy
-from experiments import models, runs
+from estimators.writing import Lift
+from experiments import models, parallel, runs
 from experiments.methods import METHODS
+from experiments.parallel import Shard
 
 Precision = Literal["fp32", "bf16", "bf16_weights"]
 Optimizer = Literal["adamw", "sgd", "muon", "adamw8bit"]
@@ -70,7 +74,7 @@ class Config:
     steps: int = 600
     """Optimizer steps."""
     sequences: int = 16
-    """Sequences a step."""
+    """Sequences a step, of all processes together."""
     length: int = 128
     """Tokens a sequence."""
     accumulate: int = 1
@@ -103,6 +107,8 @@ class Config:
     """Begin from the last checkpoint of this run directory; fields that shape the trajectory must be the same, except steps."""
     save_model: bool = True
     """Write the plain model at the end, for transformers to load."""
+    shard: Shard = "ddp"
+    """Under torchrun: ddp (every process holds the model) or fsdp (weights, gradients and optimizer states in parts)."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     runs_dir: Path = Path("runs")
@@ -114,7 +120,7 @@ class Config:
         for name, known in (("model", models.PRESETS), ("method", METHODS), ("law", LAWS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
-        for name, known in (("optimizer", get_args(Optimizer)), ("precision", get_args(Precision))):
+        for name, known in (("optimizer", get_args(Optimizer)), ("precision", get_args(Precision)), ("shard", get_args(Shard))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         for name in ("lr", "c", "lora_scale", "keep"):
@@ -143,11 +149,11 @@ class Config:
             raise ValueError(f"rank={self.rank} must be below the width {width} of {self.model}")
 
 
-def _preset(model: str, **fields: float) -> Config:
-    return replace(Config(), model=model, **fields)  # type: ignore[arg-type]
+def _preset(model: str, **fields: Any) -> Config:
+    return replace(Config(), model=model, **fields)
 
 
-PRESETS = {  # batches of the low-rank literature from 60m on: 512 sequences of 256 tokens, 10 000 steps
+PRESETS = {  # batches of the low-rank literature from 60m on: 512 sequences of 256 tokens, from 10 000 steps (GoLore) to 150 000 (GaLore)
     "tiny": _preset("tiny"),
     "9m": _preset("9m", steps=2000),
     "20m": _preset("20m", sequences=64, length=256, accumulate=4, steps=5000, lr=2e-3),
@@ -167,18 +173,25 @@ def main(config: Config) -> runs.Run:
     """
     from experiments.trainer import Trainer
 
-    run = opened(config)
-    if run.done:
+    with parallel.joined(runs.device(config.device)):
+        run = opened(config)
+        if run.done:
+            return run
+        try:
+            trainer = Trainer(config, run)
+        except runs.WrongInput:
+            runs.discard_empty(run)
+            raise
+        trainer.train()
         return run
-    try:
-        trainer = Trainer(config, run)
-    except runs.WrongInput:
-        runs.discard_empty(run)
-        raise
-    trainer.train()
-    return run
 
 
 def opened(config: Config) -> runs.Run:
     """The run directory of this configuration, begun if it is new."""
     return runs.start("pretrain", f"{config.model}-{config.law if config.method == 'lowrank' else config.method}", config)
+
+
+if __name__ == "__main__":
+    from experiments import cli
+
+    sys.exit(cli.main(["pretrain", *sys.argv[1:]]))

@@ -1,11 +1,13 @@
-"""The README's tables: facts from the registries, numbers from committed results, nothing typed by hand.
+"""The tables of README.md and results/README.md: facts from the registries, numbers from committed results, nothing typed by hand.
 
-``python -m experiments.readme`` rewrites every table between its markers; a test fails when README and results disagree.
+``python -m experiments.readme`` rewrites every table between its markers; a test fails when a table and the results disagree.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -99,19 +101,43 @@ def bench_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"laws": law_table, "training": training_table, "bench": bench_table}
+def comparison_table(name: str, results: Path = RESULTS) -> str:
+    """Every contender of one comparison: chosen learning rate and knob, loss, and paired differences with Student's 95 % interval."""
+    if not (results / "compare" / f"{name}.json").exists():
+        return "not yet run"
+    final, paired, trial = (pd.read_csv(results / "compare" / f"{name}-{kind}.csv") for kind in ("final", "paired", "trial"))
+    lines = ["| contender | lr | c or scale | held-out loss | paired with: difference [95 % interval] |", "|---|---|---|---|---|"]
+    edges = set(trial[trial.chosen & trial.at_edge].label)
+    for label, group in final.groupby("label", sort=False):
+        row, pairs = group.iloc[0], paired[paired.label == label]
+        knob = row.c if pd.notna(row.c) else row.lora_scale
+        error = group.loss.std(ddof=1) / len(group) ** 0.5
+        told = "; ".join("{reference}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**pair) for _, pair in pairs.iterrows())
+        lines.append(
+            f"| {label} | {row.lr:g}{' (edge)' if label in edges else ''} | {'' if pd.isna(knob) else f'{knob:g}'} | "
+            f"{group.loss.mean():.3f} ± {error:.3f} | {told} |"
+        )
+    return "\n".join(lines)
 
 
-def updated(text: str) -> str:
+COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
+DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"laws": law_table, "training": training_table, "bench": bench_table},
+    RESULTS / "README.md": {f"compare {name}": partial(comparison_table, name) for name in COMPARISONS},
+}
+
+
+def updated(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """``text`` with fresh tables between their markers. Raises ``ValueError`` when a marker is missing."""
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: begin, written by python -m experiments.readme -->", f"<!-- {name}: end -->"
         if begin not in text or end not in text:
-            raise ValueError(f"README has no markers {begin!r} and {end!r}")
+            raise ValueError(f"the text has no markers {begin!r} and {end!r}")
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for document, tables in DOCUMENTS.items():
+        document.write_text(updated(document.read_text(encoding="utf-8"), tables), encoding="utf-8")

@@ -25,8 +25,11 @@ from typing import Any
 
 import torch
 
+from estimators import processes
+
 NOT_IDENTITY = (
     "runs_dir",
+    "shard",
     "quiet",
     "workers",
     "checkpoint_every",
@@ -55,10 +58,11 @@ class Diverged(Stopped):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run directory. ``config`` is its configuration as plain values."""
+    """One run directory. ``config`` is its configuration as plain values; ``recording``: whether this process writes, one of several does."""
 
     path: Path
     config: dict[str, Any]
+    recording: bool = True
 
     @property
     def done(self) -> bool:
@@ -71,16 +75,20 @@ class Run:
 
     def log(self, *rows: dict[str, Any]) -> None:
         """Append rows to ``metrics.jsonl`` in one write."""
+        if not self.recording:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def keep(self, rows: list[dict[str, Any]]) -> None:
         """Rewrite ``metrics.jsonl`` with these rows only, atomically: what an interrupted part left behind goes."""
-        _atomic(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if self.recording:
+            _atomic(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON, atomically."""
-        write_json(self.path / name, value)
+        if self.recording:
+            write_json(self.path / name, value)
 
     def read(self, name: str) -> Any:
         """Read a JSON file of this run."""
@@ -88,7 +96,8 @@ class Run:
 
     def finish(self) -> None:
         """Mark the run as complete."""
-        (self.path / "DONE").touch()
+        if self.recording:
+            (self.path / "DONE").touch()
 
 
 def start(question: str, label: str, config: Any) -> Run:
@@ -99,22 +108,24 @@ def start(question: str, label: str, config: Any) -> Run:
     values = plain(config)
     digest = hashlib.sha256(json.dumps([question, identity(config)], sort_keys=True).encode()).hexdigest()[:8]
     path = Path(config.runs_dir) / f"{question}-{label}-{digest}"
-    path.mkdir(parents=True, exist_ok=True)
-    run = Run(path, values)
-    if not run.done:
-        write_json(path / "config.json", {"question": question, **values})
+    run = Run(path, {"question": question, **values}, recording=processes.rank() == 0)
+    if run.recording:
+        path.mkdir(parents=True, exist_ok=True)
+    if run.recording and not run.done:
+        write_json(path / "config.json", run.config)
         if (path / "env.json").exists():  # rows of before keep the environment they were made in
             write_json(path / "env.json", {**run.read("env.json"), "continued": environment()})
         else:
             write_json(path / "env.json", environment())
         run.keep(run.rows())
+    processes.barrier()
     return run
 
 
 def discard_empty(run: Run) -> None:
     """Remove the directory of a run that never began: nothing but its configuration, environment and an empty record."""
-    names = {path.name for path in run.path.iterdir()}
-    if not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl"}:
+    names = {path.name for path in run.path.iterdir()} if run.recording else set()
+    if run.recording and not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl"}:
         shutil.rmtree(run.path)
 
 
@@ -159,14 +170,18 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+        "processes": processes.size(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 
 def device(name: str) -> torch.device:
-    """The device called ``name``; auto is a GPU where there is one. Raises ``WrongInput`` for one that does not exist."""
+    """The device called ``name``; auto is a GPU where there is one, of several processes each its own. Raises ``WrongInput`` for one that
+    does not exist."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -176,24 +191,29 @@ def device(name: str) -> torch.device:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first SIGINT sets, so that work can come to a good end; the second interrupts at once."""
+    """An event that the first SIGINT or SIGTERM sets, so that work can come to a good end; the second interrupts at once."""
     asked = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: Any) -> None:
         del number, frame
-        signal.signal(signal.SIGINT, before)
+        restore()
         asked.set()
 
-    before = signal.getsignal(signal.SIGINT)
     try:
-        signal.signal(signal.SIGINT, note)
+        for number in before:
+            signal.signal(number, note)
     except ValueError:  # not the main thread: nobody can interrupt it this way
         yield asked
         return
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def show(result: Any) -> int:
 def found(run: Run) -> list[Any]:
     """What a run without verdicts found: the held-out loss of a training, the tables of a comparison and of a bench."""
     rows = run.rows()
-    match run.config["question"] if "question" in run.config else run.path.name.split("-")[0]:
+    match run.config["question"]:
         case "pretrain":
             last = [row for row in rows if row["kind"] == "eval"][-1:]
             return [f"{run.path.name}: held-out loss {row['loss']:.4f} nats, perplexity {row['perplexity']:.1f}" for row in last]

@@ -11,11 +11,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from experiments import checkpoint, cost, feed, models, runs, updates
+from estimators import processes
+from experiments import checkpoint, cost, feed, models, parallel, runs, updates
 from experiments.live import Live
-from experiments.loss import linear_cross_entropy
 from experiments.methods import METHODS
+from experiments.objective import Objective
 from experiments.schedule import warmup_cosine
+from experiments.traffic import Traffic
 
 if TYPE_CHECKING:
     from experiments.pretrain import Config
@@ -40,6 +42,7 @@ class Trainer:
 
     def __init__(self, config: Config, run: runs.Run) -> None:
         self.config, self.run = config, run
+        self.quiet = config.quiet or processes.rank() > 0
         self.device = runs.device(config.device)
         self.batches, self.held_out, self.data = feed.open_data(config)
         model = models.build(config.model, config.seed)
@@ -54,16 +57,18 @@ class Trainer:
             self.method = METHODS[config.method](model, config)
         except ValueError as error:
             raise runs.WrongInput(str(error)) from None
+        autocast = torch.bfloat16 if config.precision == "bf16" else None
+        objective = Objective(model, autocast, config.compile)
+        self.objective = objective  # evaluated without the wrapping
+        self.facts = {**self.data, **self.method.facts(), "parameters": models.parameters(config.model)}
+        parallel.check(config)
+        self.wrapped = parallel.wrap(objective, model.model.layers, config.shard)
         self.optimizers = updates.optimizers(config, self.method.matrices(), self.method.others())
-        sequences = config.sequences // config.accumulate
+        sequences = parallel.part(config.sequences // config.accumulate)
         measured = self.method.handle if config.measure_every and sequences > 1 else None
         self.live = Live(measured, sequences, config.accumulate) if measured else None
-        self.body: nn.Module = model.model
-        self.head: Any = model.get_output_embeddings()
-        self.compiled: Any = torch.compile(self.body) if config.compile else self.body
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.step, self.skipped, self.seconds = 0, 0, 0.0
-        self.facts = {**self.data, **self.method.facts(), "parameters": models.parameters(config.model)}
 
     def train(self) -> None:
         """From the last checkpoint, or from the start, to the end. Raises ``runs.Stopped`` where it cannot go on."""
@@ -81,10 +86,10 @@ class Trainer:
         self._resume()
         self._announce()
         cost.reset_peak(self.device)
-        with runs.interruptible() as interrupted, runs.progress(config.steps, self.run.path.name, config.quiet, self.step) as bar:
+        with runs.interruptible() as asked, runs.progress(config.steps, self.run.path.name, self.quiet, self.step) as bar:
             while self.step < config.steps:
                 start = time.perf_counter()
-                row = self._step()
+                row = self._measured_step()
                 self.seconds += time.perf_counter() - start
                 self.run.log(*self._rows(row))
                 bar.set_postfix_str(self.cost.summary(row["loss"], config.sequences * config.length, time.perf_counter() - start))
@@ -94,16 +99,26 @@ class Trainer:
                         f"{self.skipped} steps without a finite loss and gradient, the last at step {self.step} in {row['where']}; "
                         f"a smaller --lr or --clip may help"
                     )
-                last = self.step == config.steps
+                last, interrupted = self.step == config.steps, parallel.any_of(asked.is_set(), self.device)
                 if last or (config.eval_every and self.step % config.eval_every == 0):
                     self.run.log(self._evaluate())
-                if not last and (interrupted.is_set() or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
+                if not last and (interrupted or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
                     self._save()
-                if interrupted.is_set() and not last:
+                if interrupted and not last:
                     raise runs.Stopped(f"interrupted after step {self.step}, saved; the same command continues it", code=130)
         self._finish()
 
     # one step
+
+    def _measured_step(self) -> dict[str, Any]:
+        """One step; with several processes the third, when the buckets of DDP stand, also counts what crosses the network, unless it is
+        compiled, which an observer of operations prevents."""
+        if processes.size() == 1 or self.step != 2 or self.config.compile or self.config.optimizer == "adamw8bit":
+            return self._step()
+        with Traffic(processes.size()) as traffic:
+            row = self._step()
+        self.run.log(*({"kind": "traffic", "step": self.step, **seen} for seen in traffic.rows()))
+        return row
 
     def _step(self) -> dict[str, Any]:
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
@@ -116,12 +131,14 @@ class Trainer:
         if self.live and self.step % config.measure_every == 0:
             self.live.arm()
         loss = torch.zeros((), device=self.device)
-        for _ in range(config.accumulate):
-            part = self._loss(self.batches.next()) / config.accumulate
-            part.backward()
+        for i in range(config.accumulate):
+            with parallel.local_only(self.wrapped) if i + 1 < config.accumulate else nullcontext():
+                part = self._loss(self.batches.next()) / config.accumulate
+                part.backward()
             loss += part.detach()
+        loss = processes.mean(loss)
         trained = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = parallel.plain(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
         self.step += 1
         row = {"kind": "train", "step": self.step, "loss": float(loss), "grad_norm": float(norm), "lr": config.lr * factor}
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
@@ -137,18 +154,13 @@ class Trainer:
 
     def _loss(self, ids: Tensor) -> Tensor:
         """Mean next-token cross-entropy of (sequences, length), in nats."""
-        ids = ids.to(self.device, non_blocking=True)
         watching = self.method.handle is not None and self.method.handle.watching
-        body = self.body if watching else self.compiled
-        kind = self.device.type
-        with torch.autocast(kind, torch.bfloat16) if self.config.precision == "bf16" else nullcontext():
-            hidden = body(input_ids=ids[:, :-1]).last_hidden_state
-            return linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, ids[:, 1:].flatten())
+        return self.wrapped(ids.to(self.device, non_blocking=True), eager=watching)
 
     def _where(self, trained: list[nn.Parameter]) -> str:
         """The first parameter whose gradient is not finite, or the loss."""
         for p in trained:
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+            if p.grad is not None and not bool(torch.isfinite(parallel.plain(p.grad)).all()):
                 return self.names[id(p)]
         return "the loss"
 
@@ -181,7 +193,7 @@ class Trainer:
             "planned_epochs": self.batches.planned(self.config.steps * self.config.accumulate),
         }
         self.run.write("facts.json", facts | {"left_alone": self.method.left_alone})
-        if not self.config.quiet:
+        if not self.quiet:
             print(
                 f"{self.run.path.name}: {facts['parameters']:,} weights, {facts['trained_parameters']:,} trained numbers; "
                 f"{100 * facts['touched_share']:.1f} % of the weights move by a low-rank update"
@@ -203,14 +215,17 @@ class Trainer:
         }
 
     def _save(self) -> None:
+        state = parallel.full(self._state())
         try:
-            checkpoint.save(self.run.path / "checkpoints", self.step, self._state(), self.config.keep_checkpoints)
+            if self.run.recording:
+                checkpoint.save(self.run.path / "checkpoints", self.step, state, self.config.keep_checkpoints)
         except checkpoint.CheckpointError as error:
             raise runs.Stopped(str(error)) from None
+        processes.barrier()
 
     def _resume(self) -> None:
         """Load the newest intact checkpoint of this run, or of ``resume`` if this run has none, and drop the rows that came after it."""
-        say = (lambda _: None) if self.config.quiet else print
+        say = (lambda _: None) if self.quiet else print
         found = checkpoint.load_latest(self.run.path / "checkpoints", say)
         if found is None and self.config.resume is not None:
             found = checkpoint.load_latest(self.config.resume / "checkpoints", say)
@@ -231,9 +246,9 @@ class Trainer:
             )
         if self.step >= self.config.steps:
             raise runs.WrongInput(f"the checkpoint is of step {self.step}, nothing is left to do with steps={self.config.steps}")
-        self.model.load_state_dict(state["model"])
+        parallel.load_model(self.model, state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            parallel.load_optimizer(optimizer, saved)
         self.method.load_state_dict(state["method"])
         self.batches.load_state_dict(state["batches"])
         self.skipped, self.seconds = state["counters"]["skipped"], state["counters"]["seconds"]
@@ -244,10 +259,24 @@ class Trainer:
     def _finish(self) -> None:
         self.run.log({"kind": "end", "step": self.step, "skipped": self.skipped, "epochs": self.batches.epochs} | self._costs())
         if self.config.save_model:
-            self.method.finalize()
-            transformers.utils.logging.disable_progress_bar()
-            self.model.save_pretrained(self.run.path / "model")
+            self._export()
         self.run.finish()
+
+    def _export(self) -> None:
+        """The plain model, as transformers load it; of a sharded one a whole twin is made on the CPU."""
+        model, method = self.model, self.method
+        if processes.size() > 1 and self.config.shard == "fsdp":
+            state = parallel.full({"model": self.model.state_dict(), "method": self.method.state_dict()})
+            if not self.run.recording:
+                return
+            model = models.build(self.config.model, self.config.seed)
+            method = METHODS[self.config.method](model, self.config)
+            model.load_state_dict(state["model"])
+            method.load_state_dict(state["method"])
+        if self.run.recording:
+            method.finalize()
+            transformers.utils.logging.disable_progress_bar()
+            model.save_pretrained(self.run.path / "model")
 
     def _costs(self) -> dict[str, Any]:
         tokens = self.step * self.config.sequences * self.config.length

@@ -8,12 +8,27 @@ from pathlib import Path
 import pytest
 
 from estimators import LAWS
-from experiments import readme
+from experiments import figures_scale, readme
 
 
-def test_the_law_table_is_the_committed_one() -> None:
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.updated(text) == text, "run `make readme`"
+@pytest.mark.parametrize("document", readme.DOCUMENTS)
+def test_the_tables_are_the_committed_ones(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert readme.updated(text, readme.DOCUMENTS[document]) == text, "run `make readme`"
+
+
+def test_the_figure_is_of_the_committed_comparisons() -> None:
+    """To the numbers it shows: another version of matplotlib may draw them otherwise."""
+    figure = figures_scale.scale()
+    drawn = (readme.RESULTS / "compare" / figures_scale.FIGURE).read_text(encoding="utf-8")
+    labels = [text.get_text() for ax in figure.axes for text in [*ax.get_xticklabels(), *ax.texts] if text.get_text()]
+    assert all(f">{label}<" in drawn for label in labels)
+    committed = {f"tiny{end}" for end in ("", "-rank", "-period", "-constant") if (readme.RESULTS / "compare" / f"tiny{end}.json").exists()}
+    assert drawn.count("not yet run") == figures_scale.svg(figure).count("not yet run") == 4 - len(committed)
+
+
+def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:
+    assert readme.comparison_table("tiny", tmp_path) == "not yet run"
 
 
 def test_every_law_and_file_is_there() -> None:
@@ -32,7 +47,7 @@ def test_exact_and_measured_agree_in_the_table() -> None:
 
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="no markers"):
-        readme.updated("nothing here")
+        readme.updated("nothing here", {"laws": readme.law_table})
 
 
 def test_nothing_names_a_machine() -> None:

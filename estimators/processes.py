@@ -1,0 +1,67 @@
+"""Several processes that train one model: the mean of a tensor over them, and the part of a sharded tensor that a process holds.
+
+Draws need neither: V is a pure function of its key, the same everywhere. What is learned from data does: each process sees its own part of
+the batch, so the full gradients that fitted laws learn from are averaged before they are reduced to directions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed
+
+if TYPE_CHECKING or distributed.is_available():
+    from torch.distributed.tensor import DTensor
+else:  # torch can be built without
+    DTensor = ()
+
+
+def rank() -> int:
+    """Number of this process, 0 when there is one."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes train together (the default group of torch.distributed), 1 outside of it."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    """All processes come here before any goes on."""
+    if size() > 1:
+        distributed.barrier()
+
+
+@torch.no_grad()
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over all processes, which must all call this in the same order; ``tensor`` itself when there is one."""
+    if size() == 1:
+        return tensor
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total.div_(size())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor (DTensor) that this process holds, sharing memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """A full tensor, equal on all processes, sharded as ``pattern`` (a DTensor of its shape); itself if ``pattern`` is not sharded."""
+    if not isinstance(pattern, DTensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(pattern.device_mesh.device_type)
+    return distribute_tensor(moved, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def first_row(tensor: Tensor) -> int:
+    """Index in the whole tensor of the first row that this process holds."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1][0]

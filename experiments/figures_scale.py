@@ -1,0 +1,86 @@
+"""The figure of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines.
+
+``python -m experiments.figures_scale`` draws experiments/results/compare/scale.svg from the CSV files beside it; a test fails when they disagree.
+A panel whose comparison is not committed says "not yet run".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures import colour, marker, style, svg
+from experiments.publish import RESULTS
+
+FIGURE = "scale.svg"
+
+
+def scale(results: Path = RESULTS) -> Figure:
+    """Bars are ±1 standard error over seeds; the dashed line is full AdamW."""
+    style()
+    figure, axes = plt.subplots(1, 4, figsize=(14.0, 3.9), sharey=True, width_ratios=(3, 3, 2.4, 2.4))
+    _against(axes[0], _finals(results, "tiny-rank"), "rank", "r/n (K = 20)")
+    _against(axes[1], _finals(results, "tiny-period"), "refresh_every", "K, steps between draws (r/n = 1/4)")
+    _against(axes[2], _finals(results, "tiny-constant"), "c", "c (r/n = 1/4, K = 20)")
+    _side_by_side(axes[3], _finals(results, "tiny"))
+    axes[0].set_ylabel("held-out loss (nats/token)")
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.tight_layout()
+    figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def _finals(results: Path, name: str) -> pd.DataFrame | None:
+    path = results / "compare" / f"{name}-final.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def _against(ax: Axes, finals: pd.DataFrame | None, axis: str, label: str) -> None:
+    ax.set_xlabel(label)
+    if finals is None:
+        ax.text(0.5, 0.5, "not yet run", transform=ax.transAxes, ha="center")
+        return
+    laws = finals.dropna(subset=["law"])
+    for name, group in laws.groupby("law", sort=False):
+        points = _summary(group, axis).sort_index()
+        name, fmt = str(name), f"{marker(str(name))}-"
+        ax.errorbar(points.index, points["mean"], points.error, fmt=fmt, color=colour(name), label=name, markersize=5, capsize=2)
+    ax.set_xscale("log")
+    ticks = sorted(laws[axis].unique())
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    _adamw(ax, finals)
+
+
+def _side_by_side(ax: Axes, finals: pd.DataFrame | None) -> None:
+    ax.set_xlabel("r/n = 1/4, K = 20")
+    if finals is None:
+        ax.text(0.5, 0.5, "not yet run", transform=ax.transAxes, ha="center")
+        return
+    _adamw(ax, finals)
+    points = _summary(finals.query("method != 'adamw'"), "label")
+    for place, (name, row) in enumerate(points.iterrows()):
+        name = str(name)
+        ax.errorbar([place], [row["mean"]], [row.error], fmt=marker(name), color=colour(name), markersize=6, capsize=3, label=name)
+    ax.set_xticks(range(len(points)), list(points.index), rotation=60, ha="right")
+
+
+def _summary(finals: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Mean and standard error of the loss, in the order of the rows."""
+    seeds = finals.groupby(by, sort=False).agg(mean=("loss", "mean"), deviation=("loss", "std"), seeds=("loss", "count"))
+    return seeds.assign(error=seeds.deviation / np.sqrt(seeds.seeds))
+
+
+def _adamw(ax: Axes, finals: pd.DataFrame) -> None:
+    full = finals.query("method == 'adamw'")
+    if len(full):
+        ax.axhline(full.loss.mean(), color=colour("adamw"), linestyle="--", linewidth=1.2, label="full AdamW")
+
+
+if __name__ == "__main__":
+    (RESULTS / "compare" / FIGURE).write_text(svg(scale()) + "\n", encoding="utf-8")
