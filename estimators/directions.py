@@ -35,16 +35,39 @@ def of_gradient(G: Float[Tensor, "m n"], k: int, generator: torch.Generator) -> 
         raise ValueError(f"of_gradient(G={m}x{n}, k={k}): k must be between 1 and min(m, n)")
     G = G.to(torch.promote_types(G.dtype, torch.float32))
     if k + OVERSAMPLE >= min(m, n):
-        s, Q = torch.linalg.svd(G, full_matrices=False)[1:]
+        s, Q = right_singular(G)
     else:
         Z = torch.randn(m, k + OVERSAMPLE, generator=generator, device=G.device, dtype=G.dtype)
         Q = torch.linalg.qr(G.mT @ Z)[0]
         for _ in range(POWER):
             Q = torch.linalg.qr(G.mT @ torch.linalg.qr(G @ Q)[0])[0]
-        s, W = torch.linalg.svd(G @ Q, full_matrices=False)[1:]
-        Q = W @ Q.mT
+        s, W = right_singular(G @ Q)
+        Q = Q @ W
     sigma = s[:k].square()
-    return Directions(Q[:k].mT.contiguous(), sigma, _tail(G.square().sum() - sigma.sum(), n - k))
+    return Directions(Q[:, :k].contiguous(), sigma, _tail(G.square().sum() - sigma.sum(), n - k))
+
+
+def right_singular(G: Float[Tensor, "m n"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "n p"]]:
+    """Singular values, largest first, and right singular vectors of G; p = min(m, n). Through the Gram matrix where G is on a GPU."""
+    if G.is_cuda:
+        return gram_svd(G)
+    s, Q = torch.linalg.svd(G, full_matrices=False)[1:]
+    return s, Q.mT
+
+
+def gram_svd(G: Float[Tensor, "m n"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "n p"]]:
+    """The same from the eigenvectors of the smaller of GᵀG and GGᵀ in float64: GPUs run Jacobi's SVD much more slowly.
+
+    Singular values below 1e-8 of the largest are lost in rounding; their vectors are orthonormal all the same.
+    """
+    m, n = G.shape
+    exact = G.double()
+    energy, U = torch.linalg.eigh(exact.mT @ exact if m >= n else exact @ exact.mT)
+    energy, U = energy.flip(0).clamp_min(0), U.flip(1)
+    Q = (
+        U if m >= n else torch.linalg.qr(exact.mT @ U)[0]
+    )  # orthogonal columns already; QR gives them length one, and fills in for those of none
+    return energy.sqrt().to(G.dtype), Q.to(G.dtype)
 
 
 @torch.no_grad()

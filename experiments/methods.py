@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from estimators import keyed, processes, selection
 from estimators.convert import Conversion, convert
 from estimators.transport import Policy
 from estimators.writing import Lift
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 PRUNED = 0.999  # share of ReLoRA's optimizer state that a restart sets to zero
 REWARM = 50  # steps over which its learning rate comes back, at most half a period
@@ -150,6 +151,8 @@ class Lora(Method):
     needs = ("rank", "lora_scale")
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
+        import peft  # not above: the other methods need none of it
+
         super().__init__(model, settings)
         chosen, self.left_alone = selection.choose(model, None, settings.rank)
         if not chosen:
@@ -172,6 +175,8 @@ class Lora(Method):
 
     def adapters(self) -> dict[str, LoraLayer]:
         """The adapted layers by name."""
+        from peft.tuners.lora import LoraLayer
+
         return {name: module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
 
     def matrices(self) -> list[nn.Parameter]:

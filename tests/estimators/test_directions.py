@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import LAWS, HaarStiefel, SpectralSampling, convert, keyed, measure
-from estimators.directions import Directions, of_gradient, refine
+from estimators.directions import Directions, gram_svd, of_gradient, refine
 from experiments.checks import exact
 from tests.monte_carlo import assert_mean
 from theory import mse
@@ -76,6 +76,22 @@ def test_near_full_rank_it_is_the_decomposition_itself(m: int, n: int, k: int, d
     assert_orthonormal(known.Q)
     if k == min(m, n):
         assert float(known.tail) < 1e-14  # nothing is left
+
+
+@pytest.mark.parametrize(("m", "n"), [(9, 14), (14, 9), (12, 12)])
+@pytest.mark.parametrize("rank", [12, 5, 0])
+def test_the_gram_matrix_gives_the_decomposition(m: int, n: int, rank: int) -> None:
+    """The route of a GPU: singular values to the square root of the precision, vectors that are orthonormal whatever the rank of G."""
+    G = matrix(m, n, 1.0)
+    U, s, W = torch.linalg.svd(G, full_matrices=False)
+    G = (U[:, :rank] * s[:rank]) @ W[:rank]
+    found, Q = gram_svd(G)
+    p = min(m, n)
+    assert found.shape == (p,) and Q.shape == (n, p) and bool((found.diff() <= 0).all())
+    torch.testing.assert_close(found, torch.linalg.svdvals(G), rtol=1e-12, atol=3e-8)
+    assert_orthonormal(Q)
+    torch.testing.assert_close((G @ Q).norm(dim=0), found, rtol=1e-10, atol=3e-8)
+    assert gram_svd(G.float())[1].dtype == torch.float32
 
 
 def test_a_flat_spectrum_is_found_to_its_energy(generator: torch.Generator) -> None:
