@@ -1,8 +1,9 @@
 """Peak bytes of one training step of a LLaMA on one device, by what they are for: a walk through the moments of the step.
 
-Held all along are the weights, V and what fitted laws know (projectors), float32 masters, optimizer states, and with DDP the buckets of gradients. Of an
-m×n matrix with T tokens full AdamW holds, in elements, mn (W) + mn (gradient) + 2mn (states) + Tn (X); LowRank-IPA mn + nr (V) + 4mr (B, its
-gradient, two states) + Tr (XV). On top come attention and nonlinearities (theory/activations.py), the loss, and what passes.
+Held all along are the weights, V and what fitted laws know (projectors), float32 masters, optimizer states, and with DDP the buckets that
+gradients are views of. Of an m×n matrix with T tokens full AdamW holds, in elements, mn (W) + mn (gradient) + 2mn (states) + Tn (X); LowRank-IPA
+mn + nr (V) + 4mr (B, its gradient, two states) + Tr (XV). On top come attention and nonlinearities (theory/activations.py), the loss, and what
+passes.
 
 The moments: the loss, when all activations are held and logits of a chunk of tokens beside them; the begin of the backward pass, when the
 gradients of hidden states and head are scaled; every operation of the backward pass of every block, when activations below and gradients above

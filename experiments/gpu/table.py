@@ -18,7 +18,7 @@ from experiments.gpu import cells, measure, store
 from experiments.gpu.cells import Settings
 
 RESULTS = Path(__file__).parents[1] / "results"
-PAGE = RESULTS / "README.md"
+PAGE = RESULTS / "gpu" / "README.md"
 NOT_YET = "not yet run"
 BEGIN, END = "<!-- gpu: begin, written by python -m experiments.gpu.table -->", "<!-- gpu: end -->"
 KINDS = ("train", "time", "memory", "tune")
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None, settings: Settings | None = None, r
         print(f"table: {error}", file=sys.stderr)
         return 2
     update(found, settings, results)
-    page = results / PAGE.name
+    page = results / "gpu" / PAGE.name
     page.write_text(updated(page.read_text(encoding="utf-8"), tables(settings, results)), encoding="utf-8")
     print(f"{len(found)} cells read; {page} and {results / 'gpu'} are up to date")
     return 0

@@ -397,9 +397,10 @@ def test_tables_fill_cell_by_cell(finished: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_writes_results_and_page(finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "README.md").write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     assert table.main([str(finished / "cells.tar.gz")], TINY, tmp_path) == 0
-    text = (tmp_path / "README.md").read_text()
+    text = (tmp_path / "gpu" / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and table.tables(TINY, tmp_path) in text
     with pytest.raises(ValueError, match="no markers"):
         table.updated("nothing", "")

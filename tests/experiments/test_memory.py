@@ -10,15 +10,9 @@ import torch
 
 from experiments import cli, footprint, memory, publish, runs, summary
 from experiments.memory import Config
-from tests.experiments.test_pretrain import text_in
 
 CPU = torch.device("cpu")
 HERE: dict[str, Any] = {"sequences": 8, "length": 128, "accumulate": 1, "device": "cpu", "quiet": True}
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_in(tmp_path_factory.mktemp("memory"))
 
 
 # the tool
