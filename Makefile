@@ -31,8 +31,8 @@ types: $(READY)
 	$(BIN)/pyright
 
 readme: $(READY)
-	$(BIN)/python -m experiments.readme
-	$(BIN)/python -m experiments.figures_scale
+	$(BIN)/python -m experiments.pages.readme
+	$(BIN)/python -m experiments.pages.figures_scale
 
 clean:
 	rm -rf $(VENV) runs

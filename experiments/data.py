@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import corpus, tokens
+from experiments.text import corpus, tokens
 
 
 @dataclass(frozen=True, kw_only=True)

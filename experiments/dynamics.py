@@ -22,8 +22,8 @@ from estimators import LAWS, error_feedback, estimate, keyed
 from estimators.law import Law
 from estimators.measure import Running
 from experiments import runs
-from experiments.checks import exact
-from experiments.verdict import Verdict
+from experiments.validation.checks import exact
+from experiments.validation.verdict import Verdict
 from theory import dynamics, feedback, optimal
 
 FEEDBACK = {"none": error_feedback.none, "ef14": error_feedback.ef14, "literal": error_feedback.literal}

@@ -7,7 +7,8 @@
     torchrun --nproc-per-node 2 -m experiments.memory 9m --world-size 2 --shard fsdp --measure
 
 A prediction counts and builds nothing (theory/memory.py, theory/communication.py). A measurement trains a few steps, on as many devices as
-torchrun started processes, reads the allocator (experiments/footprint.py); ``holds`` says that predicted and measured peak differ by at most 10 %.
+torchrun started processes, and reads the allocator (experiments/training/footprint.py); ``holds`` says that predicted and measured peak differ
+by at most 10 %.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import torch
 
 from estimators import LAWS, processes
 from estimators.writing import Lift
-from experiments import footprint, models, parallel, pretrain, runs
-from experiments.pretrain import Optimizer, Precision
+from experiments import pretrain, runs
+from experiments.training import footprint, models, parallel
+from experiments.training.config import Optimizer, Precision
 from theory import communication, memory
 from theory.llama import Device, Method, Setting, Shard
 
@@ -197,7 +199,7 @@ def predicted(name: str, mine: Setting) -> list[dict[str, Any]]:
 
 def measured(training: pretrain.Config, device: torch.device, run: runs.Run) -> list[dict[str, Any]]:
     """Train and compare the allocator's peak of a step with the predicted one; also of a redraw step of a fitted law."""
-    from experiments.trainer import Trainer
+    from experiments.training.trainer import Trainer
 
     training = replace(training, refresh_every=PERIOD, steps=PERIOD, device=device.type)
     size = processes.size()

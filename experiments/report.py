@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from experiments import figures, layerwise, report_training, runs
-from experiments.page import details_block, document, every, figure, records, table, verdict
+from experiments import runs
+from experiments.pages import figures, report_training
+from experiments.pages.page import details_block, document, every, figure, records, table, verdict
+from experiments.validation import layerwise
 
 
 @dataclass(frozen=True, kw_only=True)

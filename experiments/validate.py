@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from estimators import LAWS
-from experiments import layerwise, runs, synthetic
-from experiments.checks import check_estimator, check_law
-from experiments.verdict import Check, Verdict
+from experiments import runs
+from experiments.validation import layerwise, synthetic
+from experiments.validation.checks import check_estimator, check_law
+from experiments.validation.verdict import Check, Verdict
 
 __all__ = ["Check", "Config", "Verdict", "check_estimator", "check_law", "main"]
 

@@ -16,9 +16,9 @@ from estimators import Coordinate, HaarStiefel, SparseSign, SpectralSampling, Su
 from estimators.designs import inclusion_probabilities, systematic
 from estimators.law import Law, scale
 from estimators.subsampled_transform import dct_rows
-from experiments.checks import exact
 from experiments.validate import Check, check_law
-from experiments.verdict import Verdict
+from experiments.validation.checks import exact
+from experiments.validation.verdict import Verdict
 from tests.estimators.test_contract import second_moment
 from theory import Moments, moments, mse
 

@@ -8,7 +8,7 @@ passes.
 The moments: the loss, when all activations are held and logits of a chunk of tokens beside them; the begin of the backward pass, when the
 gradients of hidden states and head are scaled; every operation of the backward pass of every block, when activations below and gradients above
 are held; the embedding's gradient, a dense V×h matrix; the optimizer step; the redraw. The peak is the largest, and the categories are those of
-that moment. Exact but for allocator rounding, vectors of a few bytes, and linear-algebra workspaces; measured in experiments/footprint.py.
+that moment. Exact but for allocator rounding, vectors of a few bytes, and linear-algebra workspaces; measured in experiments/training/footprint.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CATEGORIES: tuple[str, ...] = (
     "temporaries",
     "communication",
 )
-CHUNK_BYTES = 2**26  # of float32 logits at a time (experiments/loss.py)
+CHUNK_BYTES = 2**26  # of float32 logits at a time (experiments/training/loss.py)
 CHUNK_TOKENS = 1024
 QUANTIZED, SCALED, TABLE = 4096, 256, 256  # adamw8bit: smallest quantized tensor, elements a scale, entries of the table of values
 DOUBLE = 8

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from estimators import LAWS
-from experiments import models, pretrain
-from experiments.outcomes import TAIL
+from experiments import pretrain
+from experiments.comparison.outcomes import TAIL
+from experiments.training import models
+from experiments.training.config import Precision
 
 TUNING_SEED = 1000  # none of the seeds that are compared
 RATE, SHARE = 7.5e14, 0.15  # dense bf16 operations a second of an H200, and the share of them assumed until a cell has shown its speed
@@ -49,7 +51,7 @@ class Settings:
     repeats: int = 5
     eval_tokens: int = 2**20  # more than are held out: all of them
     evaluations: int = 4
-    precision: pretrain.Precision = "bf16"
+    precision: Precision = "bf16"
     compile: bool = False
     device: str = "cuda"
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from estimators import LAWS
-from experiments import cost, runs
+from experiments import runs
 from experiments.gpu import cells
 from experiments.gpu.cells import Cell, Settings
-from experiments.timing import pairs
-from experiments.trainer import Trainer
+from experiments.training import cost
+from experiments.training.timing import pairs
+from experiments.training.trainer import Trainer
 
 STEP_TARGET = 0.9  # of full AdamW's step time, on the judged model
 MEMORY_TARGET = 0.7  # of its peak, on the memory model at equal batch

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import corpus, runs, tokens
+from experiments import runs
 from experiments.runs import WrongInput
+from experiments.text import corpus, tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = 1

@@ -16,11 +16,12 @@ import pandas as pd
 from experiments import runs
 from experiments.gpu import cells, measure, store
 from experiments.gpu.cells import Settings
+from experiments.pages.markers import updated
+from experiments.publish import RESULTS
 
-RESULTS = Path(__file__).parents[1] / "results"
 PAGE = RESULTS / "gpu" / "README.md"
 NOT_YET = "not yet run"
-BEGIN, END = "<!-- gpu: begin, written by python -m experiments.gpu.table -->", "<!-- gpu: end -->"
+BLOCK = "gpu"
 KINDS = ("train", "time", "memory", "tune")
 SAME = (
     "parameters",
@@ -168,14 +169,6 @@ def _line(*values: Any) -> str:
     return "| " + " | ".join("" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values) + " |"
 
 
-def updated(text: str, table: str) -> str:
-    """``text`` with ``table`` between its markers. Raises ``ValueError`` when they are missing."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"the page has no markers {BEGIN!r} and {END!r}")
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
-
-
 def main(arguments: list[str] | None = None, settings: Settings | None = None, results: Path = RESULTS) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -195,7 +188,7 @@ def main(arguments: list[str] | None = None, settings: Settings | None = None, r
         return 2
     update(found, settings, results)
     page = results / "gpu" / PAGE.name
-    page.write_text(updated(page.read_text(encoding="utf-8"), tables(settings, results)), encoding="utf-8")
+    page.write_text(updated(page.read_text(encoding="utf-8"), {BLOCK: lambda: tables(settings, results)}), encoding="utf-8")
     print(f"{len(found)} cells read; {page} and {results / 'gpu'} are up to date")
     return 0
 

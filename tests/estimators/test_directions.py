@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from estimators import LAWS, HaarStiefel, SpectralSampling, convert, keyed, measure
 from estimators.directions import Directions, gram_svd, of_gradient, refine
-from experiments.checks import exact
+from experiments.validation.checks import exact
 from tests.monte_carlo import assert_mean
 from theory import mse
 

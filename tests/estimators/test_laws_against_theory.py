@@ -1,4 +1,4 @@
-"""Rung three: the sampler of every law against its exact moments, by the verdict of experiments/checks.py."""
+"""Rung three: the sampler of every law against its exact moments, by the verdict of experiments/validation/checks.py."""
 
 from __future__ import annotations
 

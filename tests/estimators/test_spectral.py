@@ -10,8 +10,8 @@ import torch
 from estimators import SpectralSampling, TopSVD, measure
 from estimators.law import Spectrum, eigenbasis
 from estimators.spectral import complement_frame
-from experiments.checks import exact
 from experiments.validate import check_law
+from experiments.validation.checks import exact
 from tests.estimators.test_contract import second_moment
 from tests.monte_carlo import assert_mean
 from theory import optimal

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import corpus, tokens
+from experiments.text import corpus, tokens
 from tests.experiments.test_data import texts, write_jsonl
 
 

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import bench, compare, grid, pretrain, publish, report, runs, summary
-from experiments.timing import pairs
+from experiments import bench, compare, pretrain, publish, report, runs
+from experiments.comparison import grid
+from experiments.pages import summary
+from experiments.training.timing import pairs
 from tests.experiments.test_pretrain import few
 
 CPU = torch.device("cpu")

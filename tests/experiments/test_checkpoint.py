@@ -18,15 +18,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments import checkpoint
-from experiments.checkpoint import SKELETON, TENSORS, CheckpointError, load, load_latest, save
+from experiments.training import checkpoint
+from experiments.training.checkpoint import SKELETON, TENSORS, CheckpointError, load, load_latest, save
 
 ROOT = Path(__file__).parent.parent.parent
 DYING = """
 import json, os, random, resource, shutil, signal, sys, time
 from pathlib import Path
 import torch
-from experiments.checkpoint import CheckpointError, load_latest, save
+from experiments.training.checkpoint import CheckpointError, load_latest, save
 
 folder = Path(sys.argv[1])
 def put(step, value, size=8, keep=1):

@@ -15,8 +15,9 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments import cli, compare, grid, outcomes, pretrain, runs
-from experiments.trainer import Trainer
+from experiments import cli, compare, pretrain, runs
+from experiments.comparison import grid, outcomes
+from experiments.training.trainer import Trainer
 from tests.experiments.test_pretrain import few
 
 

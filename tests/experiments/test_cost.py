@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import cost, models, pretrain
-from experiments.methods import METHODS
-from experiments.schedule import warmup_cosine
-from experiments.trainer import Trainer
+from experiments import pretrain
+from experiments.training import cost, models
+from experiments.training.methods import METHODS
+from experiments.training.schedule import warmup_cosine
+from experiments.training.trainer import Trainer
 from tests.experiments.test_pretrain import few
 
 CPU = torch.device("cpu")

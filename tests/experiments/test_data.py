@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import cli, corpus, data, tokens
+from experiments import cli, data
 from experiments.runs import WrongInput
+from experiments.text import corpus, tokens
 
 WORDS = ("film", "plot", "truly", "thin", "a", "the", "gräßlich", "scène")
 

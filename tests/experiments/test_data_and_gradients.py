@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import batches, corpus, gradients, models
-from experiments.models import loss_of
+from experiments.text import batches, corpus
+from experiments.training import models
+from experiments.training.models import loss_of
+from experiments.validation import gradients
 
 
 def test_documents_are_clean_distinct_and_held_out_whole() -> None:

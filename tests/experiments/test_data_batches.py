@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import batches, corpus, tokens
 from experiments.runs import WrongInput
+from experiments.text import batches, corpus, tokens
 from tests.experiments.test_data import held_out, texts, write_jsonl
 
 

@@ -14,8 +14,8 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
-from experiments import corpus, tokens
 from experiments.runs import WrongInput
+from experiments.text import corpus, tokens
 from tests.experiments.test_data import WORDS, held_out, texts, write_jsonl
 
 

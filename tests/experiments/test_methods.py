@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from estimators import LowRankLinear, keyed
-from experiments import models, pretrain, runs
-from experiments.methods import METHODS, REWARM, Lora, LowRank, Method, ReLora
-from experiments.trainer import Trainer
+from experiments import pretrain, runs
+from experiments.training import models
+from experiments.training.methods import METHODS, REWARM, Lora, LowRank, Method, ReLora
+from experiments.training.trainer import Trainer
 from tests.experiments.test_pretrain import few
 
 IDS = torch.randint(0, 2560, (2, 12), generator=torch.Generator().manual_seed(0))

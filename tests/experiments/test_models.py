@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from estimators import convert
-from experiments import cli, models, pretrain, runs
-from experiments.methods import METHODS
+from experiments import cli, pretrain, runs
+from experiments.training import models
+from experiments.training.methods import METHODS
 
 SIZES = {
     "tiny": 1_459_328,

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from estimators import convert
-from experiments import models, parallel, pretrain, runs
-from experiments.methods import METHODS
-from experiments.traffic import Traffic
+from experiments import pretrain, runs
+from experiments.training import models, parallel
+from experiments.training.methods import METHODS
+from experiments.training.traffic import Traffic
 from tests.experiments.test_pretrain import few, losses
 
 ROOT = Path(__file__).parents[2]

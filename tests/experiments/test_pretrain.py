@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from estimators import LAWS
-from experiments import cli, models, pretrain, runs, tokens
-from experiments.trainer import Trainer
+from experiments import cli, pretrain, runs
+from experiments.text import tokens
+from experiments.training import models
+from experiments.training.trainer import Trainer
 
 FEW: dict[str, Any] = {"sequences": 2, "length": 16, "steps": 4, "refresh_every": 2, "lr": 1e-2, "eval_tokens": 256, "quiet": True}
 FEW |= {"measure_every": 0, "checkpoint_every": 0, "save_model": False}

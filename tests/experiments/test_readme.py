@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from estimators import LAWS
-from experiments import figures_scale, readme
+from experiments.pages import figures_scale, markers, readme
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
 def test_the_tables_are_the_committed_ones(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    assert readme.updated(text, readme.DOCUMENTS[document]) == text, "run `make readme`"
+    assert markers.updated(text, readme.DOCUMENTS[document]) == text, "run `make readme`"
 
 
 def test_the_figure_is_of_the_committed_comparisons() -> None:
@@ -47,7 +47,7 @@ def test_exact_and_measured_agree_in_the_table() -> None:
 
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="no markers"):
-        readme.updated("nothing here", {"laws": readme.law_table})
+        markers.updated("nothing here", {"laws": readme.law_table})
 
 
 def test_nothing_names_a_machine() -> None:

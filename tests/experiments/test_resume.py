@@ -20,8 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import checkpoint, cli, pretrain, runs, tokens
-from experiments.trainer import Trainer
+from experiments import cli, pretrain, runs
+from experiments.text import tokens
+from experiments.training import checkpoint
+from experiments.training.trainer import Trainer
 from tests.experiments.test_data import texts, write_jsonl
 from tests.experiments.test_pretrain import few, losses
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from estimators import processes
-from experiments import parallel, pretrain
-from experiments.trainer import Trainer
+from experiments import pretrain
+from experiments.training import parallel
+from experiments.training.trainer import Trainer
 
 
 def digest(trainer: Trainer) -> str:

@@ -15,9 +15,9 @@ from estimators import keyed
 from estimators.haar_stiefel import householder_qr
 from estimators.law import Law
 from experiments import runs
-from experiments.checks import check_estimator, check_law
-from experiments.contenders import contenders, rank_of
-from experiments.verdict import Check
+from experiments.validation.checks import check_estimator, check_law
+from experiments.validation.contenders import contenders, rank_of
+from experiments.validation.verdict import Check
 
 if TYPE_CHECKING:
     from experiments.validate import Config

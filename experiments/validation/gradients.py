@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.models import loss_of
+from experiments.training.models import loss_of
 from theory import mse, optimal
 
 BUDGET_BYTES = 6 * 2**30

@@ -10,7 +10,7 @@ from torch import nn
 from experiments import runs
 
 if TYPE_CHECKING:
-    from experiments.pretrain import Config
+    from experiments.training.config import Config
 
 
 def optimizers(config: Config, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experiments.loss import linear_cross_entropy
+from experiments.training.loss import linear_cross_entropy
 
 
 class Objective(nn.Module):

@@ -1,7 +1,7 @@
 """The figure of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines.
 
-``python -m experiments.figures_scale`` draws experiments/results/compare/scale.svg from the CSV files beside it; a test fails when they disagree.
-A panel whose comparison is not committed says "not yet run".
+``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg from the CSV files beside it; a test fails
+when they disagree. A panel whose comparison is not committed says "not yet run".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures import colour, marker, style, svg
+from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS
 
 FIGURE = "scale.svg"

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from estimators import Population, keyed, measure
 from estimators.law import Law, Spectrum
-from experiments import batches, models, runs, tokens
-from experiments.checks import exact
-from experiments.contenders import contenders, rank_of
-from experiments.gradients import Statistics, linear_layers, populations, statistics
-from experiments.verdict import WIDTH, Z_LIMIT, Verdict, student
+from experiments import runs
+from experiments.text import batches, tokens
+from experiments.training import models
+from experiments.validation.checks import exact
+from experiments.validation.contenders import contenders, rank_of
+from experiments.validation.gradients import Statistics, linear_layers, populations, statistics
+from experiments.validation.verdict import WIDTH, Z_LIMIT, Verdict, student
 from theory import mse, optimal
 
 if TYPE_CHECKING:

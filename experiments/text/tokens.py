@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from experiments import corpus
 from experiments.runs import WrongInput, progress, write_json
+from experiments.text import corpus
 
 FORMAT = 2  # of the manifest
 END = "<|endoftext|>"

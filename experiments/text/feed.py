@@ -9,11 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from estimators import processes
-from experiments import batches, corpus, models, parallel, tokens
 from experiments.runs import WrongInput
+from experiments.text import batches, corpus, tokens
+from experiments.training import models, parallel
 
 if TYPE_CHECKING:
-    from experiments.pretrain import Config
+    from experiments.training.config import Config
 
 
 EVALUATED = 8192  # held-out tokens evaluated at a time

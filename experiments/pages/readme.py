@@ -1,21 +1,24 @@
 """The tables of README.md and results/README.md: facts from the registries, numbers from committed results, nothing typed by hand.
 
-``python -m experiments.readme`` rewrites every table between its markers; a test fails when a table and the results disagree.
+``python -m experiments.pages.readme`` rewrites every table between its markers; a test fails when a table and the results disagree.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from estimators import LAWS
+from experiments.gpu import table as gpu
+from experiments.gpu.cells import Settings
+from experiments.pages.markers import updated
 from experiments.publish import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 RATIO = 0.25
 
 FORMULAS = {  # E‖ĜVVᵀ − g‖² at c = 1; t = tr S, S = E[ĜᵀĜ]
@@ -124,18 +127,8 @@ COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"laws": law_table, "training": training_table, "bench": bench_table},
     RESULTS / "README.md": {f"compare {name}": partial(comparison_table, name) for name in COMPARISONS},
+    gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
-
-
-def updated(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """``text`` with fresh tables between their markers. Raises ``ValueError`` when a marker is missing."""
-    for name, table in tables.items():
-        begin, end = f"<!-- {name}: begin, written by python -m experiments.readme -->", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"the text has no markers {begin!r} and {end!r}")
-        head, _, rest = text.partition(begin)
-        text = f"{head}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
-    return text
 
 
 if __name__ == "__main__":

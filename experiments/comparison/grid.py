@@ -10,7 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from experiments import feed, pretrain, runs
+from experiments import pretrain, runs
+from experiments.text import feed
 
 
 def train(cells: Sequence[pretrain.Config], workers: int, description: str, quiet: bool) -> None:

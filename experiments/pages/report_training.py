@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments import figures_training, runs
-from experiments.page import details_block, figure, records, table, verdict
+from experiments import runs
+from experiments.pages import figures_training
+from experiments.pages.page import details_block, figure, records, table, verdict
 
 
 def pretrain(run: runs.Run, rows: list[dict[str, Any]]) -> str:

@@ -13,9 +13,9 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from experiments import batches, corpus
 from experiments.runs import WrongInput, progress
-from experiments.schedule import warmup_cosine
+from experiments.text import batches, corpus
+from experiments.training.schedule import warmup_cosine
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int = 32000) -> dict[str, Any]:

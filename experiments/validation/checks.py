@@ -19,7 +19,7 @@ from estimators.law import Law
 from estimators.lr import lr
 from estimators.measure import Estimate, Measurement, Running, measure, measure_estimates
 from estimators.sketch import lift
-from experiments.verdict import WIDTH, Check, Verdict
+from experiments.validation.verdict import WIDTH, Check, Verdict
 from theory import Moments, moments, mse
 
 PILOT = 4096

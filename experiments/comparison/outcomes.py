@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from experiments import pretrain
-from experiments.methods import METHODS
+from experiments.training.methods import METHODS
 
 TAIL = 0.2  # share of the steps whose training loss decides the tuning
 

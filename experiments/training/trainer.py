@@ -12,15 +12,17 @@ import transformers
 from torch import Tensor, nn
 
 from estimators import processes
-from experiments import checkpoint, cost, feed, models, parallel, runs, updates
-from experiments.live import Live
-from experiments.methods import METHODS
-from experiments.objective import Objective
-from experiments.schedule import warmup_cosine
-from experiments.traffic import Traffic
+from experiments import runs
+from experiments.text import feed
+from experiments.training import checkpoint, cost, models, parallel, updates
+from experiments.training.live import Live
+from experiments.training.methods import METHODS
+from experiments.training.objective import Objective
+from experiments.training.schedule import warmup_cosine
+from experiments.training.traffic import Traffic
 
 if TYPE_CHECKING:
-    from experiments.pretrain import Config
+    from experiments.training.config import Config
 
 REPEATED = 4  # epochs that a reported number may take
 # fields that a run begun from another's checkpoint may have changed: none of them bends the trajectory, and the schedule is that of the new steps

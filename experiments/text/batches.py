@@ -13,7 +13,7 @@ from torch import Tensor
 
 from estimators import keyed
 from experiments.runs import WrongInput
-from experiments.tokens import end_of
+from experiments.text.tokens import end_of
 
 DOCUMENTS = 32  # of a stream, encoded at a time
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.figures import colour, legend, marker, style
+from experiments.pages.figures import colour, legend, marker, style
 
 
 def curves(rows: pd.DataFrame) -> Figure:

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -24,9 +24,7 @@ from estimators import processes
 from experiments.runs import WrongInput
 
 if TYPE_CHECKING:
-    from experiments.pretrain import Config
-
-Shard = Literal["ddp", "fsdp"]
+    from experiments.training.config import Config, Shard
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What people read: figures, the report, tables of README and results, the terminal."""

@@ -1,0 +1,1 @@
+"""Text: corpora, tokens, batches, and the data of a run."""

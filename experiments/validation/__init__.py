@@ -1,0 +1,1 @@
+"""Formula meets sampler: checks with resolution, on synthetic and on real gradients."""
