@@ -118,7 +118,7 @@ def test_a_prediction_stands_beside_full_adamw(tmp_path: Path, capsys: pytest.Ca
     assert mine["total"] < full["total"] and mine["states"] < full["states"]
     assert sum(mine[name] for name in mine if isinstance(mine[name], int) and name != "total") == mine["total"]
     written = publish.main(publish.Config(run=(path,), out=tmp_path / "results"))
-    assert {p.name for p in written} == {"7b-haar_stiefel-memory.csv", "7b-haar_stiefel-communication.csv", "7b-haar_stiefel.json"}
+    assert {p.name for p in written} == {*(f"7b-haar_stiefel-fsdp8{end}" for end in ("-memory.csv", "-communication.csv", ".json"))}
 
 
 def test_batches_are_those_of_training_shared_out(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_batches_are_those_of_training_shared_out(tmp_path: Path) -> None:
         (["--law", "nothing"], "unknown law 'nothing'"),
         (["--world-size", "0"], "world_size must be at least 1"),
         (["--world-size", "3"], "must be a multiple of accumulate=1 times world_size=3"),
-        (["--measure", "--world-size", "2"], "measure runs on one device"),
+        (["--measure", "--world-size", "2"], "measure runs on the 1 devices that were started"),
         (["--every"], "add --measure"),
         (["--rank", "0"], "rank must be a positive integer"),
         (["--rank", "128"], "no layer of a block has min(m, n) above the rank"),
