@@ -103,8 +103,8 @@ def _one_line(message: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", message)
     lines = [line.strip("│ ") for line in text.splitlines()]
     line = " ".join(line for line in lines if line and line[0] not in "╭╰─" and "helptext" not in line)
-    line = re.sub(r"\s+", " ", line).strip()
-    line = re.sub(r"^Error parsing Config: ", "", line)
+    line = re.sub(r"\s+", " ", re.sub(r"-{5,}", " ", line)).strip()  # a box in ASCII
+    line = re.sub(r"^(Value error )?Error parsing Config: ", "", line)
     return line or "wrong arguments"
 
 
