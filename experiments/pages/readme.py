@@ -123,9 +123,25 @@ def comparison_table(name: str, results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def memory_table(results: Path = RESULTS) -> str:
+    """Predicted over measured peak of a training step: the range over all settings of a model and number of devices."""
+    files = sorted((results / "memory").glob("*-measured.csv"))
+    if not files:
+        return "not yet run"
+    rows = pd.concat([pd.read_csv(file) for file in files])
+    rows["devices"] = [f"{size}, {shard}" if size > 1 else "1" for size, shard in zip(rows.world_size, rows.shard, strict=True)]
+    rows = rows.sort_values("measured")
+    lines = ["| model | devices | settings | largest measured peak | predicted / measured |", "|---|---|---|---|---|"]
+    for _, group in rows.groupby(["model", "devices"], sort=False):
+        model, devices = group.model.iloc[0], group.devices.iloc[0]
+        peak, low, high = group.measured.max() / 2**20, group.ratio.min(), group.ratio.max()
+        lines.append(f"| {model} | {devices} | {len(group)} | {peak:,.0f} MiB | {low:.3f} … {high:.3f} |")
+    return "\n".join(lines)
+
+
 COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"laws": law_table, "training": training_table, "bench": bench_table},
+    README: {"laws": law_table, "training": training_table, "bench": bench_table, "memory": memory_table},
     RESULTS / "README.md": {f"compare {name}": partial(comparison_table, name) for name in COMPARISONS},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }

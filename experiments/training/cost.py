@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from estimators import processes
+
 SIZE = 1024  # of the square matrices whose product gives the machine's rate
 
 
@@ -84,7 +86,8 @@ def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Bytes of a tensor, or of the parts of one that wraps others."""
+    """Bytes of a tensor, of the parts of one that wraps others, or of the rows that this process holds of a sharded one."""
+    tensor = processes.local(tensor)
     parts = getattr(tensor, "tensor_attrs", None)
     if parts:
         return sum(bytes_of(getattr(tensor, name)) for name in parts)

@@ -2,8 +2,8 @@
 
 For one row, with logits z = W h, p = softmax(z) and target t:  loss = −log p_t,  ∂loss/∂z = p − e_t.  Both follow from that row alone, so chunks
 of tokens are walked once: d(hidden) and d(weight) are formed beside the loss, and backward only scales them. Held at a time are two
-(chunk, vocabulary) buffers, logits in the dtype of the products and probabilities in float32; kept for backward are tensors of the size of
-``hidden`` and ``weight``.
+(chunk, vocabulary) buffers, logits in the dtype of the products and probabilities in float32, and in 16 bits a float32 copy of the logits that
+log_softmax makes; kept for backward are tensors of the size of ``hidden`` and ``weight``.
 
 Differs from torch.nn.functional.linear_cross_entropy, which chunks too but exists only since torch 2.13; this project supports torch ≥ 2.9.
 """

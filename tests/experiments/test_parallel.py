@@ -141,6 +141,15 @@ def test_one_process_writes_and_all_are_recorded(two: Path) -> None:
     assert run.read("env.json")["processes"] == 2
 
 
+def test_sharded_states_are_counted_where_they_lie(two: Path) -> None:
+    """Half of the two moments of every weight, and a step count for each parameter, which is not sharded."""
+    counted = [
+        next(row["state_bytes"] for row in trained(two, name).rows() if row["kind"] == "end") for name in ("adamw fsdp", "adamw ddp")
+    ]
+    counts = 4 * len(list(models.build("tiny", 0).parameters()))
+    assert counted == [4 * models.parameters("tiny") + counts, 8 * models.parameters("tiny") + counts]
+
+
 def test_live_rows_are_of_the_mean_over_processes(two: Path) -> None:
     live = [row for row in trained(two, "live ddp").rows() if row["kind"] == "live" and row["layer"] == "all"]
     assert [row["step"] for row in live] == [1, 3] and all(row["signal"] + row["noise"] > 0 for row in live)
