@@ -96,7 +96,7 @@ class Conversion:
         if not chosen:
             reasons = sorted(set(self.left_alone.values()))
             raise ValueError(f"{call}: no layer of {type(model).__name__} can be converted ({'; '.join(reasons) or 'no parameters'})")
-        self.layers = {name: LowRankLinear(module, selection.rank_of(module, rank)) for name, module in chosen.items()}
+        self.layers = {name: LowRankLinear(module, selection.rank_of(module.in_features, rank)) for name, module in chosen.items()}
         for layer in {(layer.in_features, layer.out_features): layer for layer in self.layers.values()}.values():
             self.fitting.check(layer)  # impossible options are refused before the model is touched
         for name, layer in self.layers.items():

@@ -15,9 +15,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 HEADS = ("lm_head", "embed_out", "classifier", "score")  # output layers by the names transformers gives them
 
 
-def rank_of(module: nn.Linear, rank: int | float) -> int:
-    """r of one linear layer: ``rank`` itself, or that fraction of its in-features, at least 1."""
-    n = module.in_features
+def rank_of(n: int, rank: int | float) -> int:
+    """r of a matrix with n columns: ``rank`` itself, or that fraction of n, at least 1."""
     return rank if isinstance(rank, int) else max(1, round(rank * n))
 
 
@@ -68,7 +67,7 @@ def _reason(
         return "quantised weight"
     if not wanted(name, module):
         return "not targeted"
-    if min(module.weight.shape) <= (r := rank_of(module, rank)):
+    if min(module.weight.shape) <= (r := rank_of(module.in_features, rank)):
         return f"min(m, n) = {min(module.weight.shape)} is not above the rank {r}"
     return None
 

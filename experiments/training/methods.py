@@ -159,7 +159,7 @@ class Lora(Method):
             raise ValueError(f"lora(rank={settings.rank}): no layer of {type(model).__name__} can be adapted")
         total = sum(p.numel() for p in model.parameters())
         self.touched_share = sum(layer.weight.numel() for layer in chosen.values()) / total
-        ranks = {name: selection.rank_of(layer, settings.rank) for name, layer in chosen.items()}
+        ranks = {name: selection.rank_of(layer.in_features, settings.rank) for name, layer in chosen.items()}
         trained = [p for p in model.parameters() if p.requires_grad and id(p) not in {id(layer.weight) for layer in chosen.values()}]
         config = peft.LoraConfig(
             target_modules=list(chosen),

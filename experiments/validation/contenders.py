@@ -32,8 +32,3 @@ def contenders(law: Sequence[str], keep: Sequence[float]) -> list[Contender]:
     result = [Contender(name, name) for name in law]
     sketched = [name for name in law if hasattr(LAWS[name], "keep")]  # laws that can know some directions only
     return result + [Contender(f"{name} k={fraction:g}n", name, fraction) for name in sketched for fraction in keep]
-
-
-def rank_of(ratio: float, n: int) -> int:
-    """r for a fraction r/n, at least 1."""
-    return max(1, round(ratio * n))

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from estimators import Population, keyed, measure
 from estimators.law import Law, Spectrum
+from estimators.selection import rank_of
 from experiments import runs
 from experiments.text import batches, tokens
 from experiments.training import models
 from experiments.validation.checks import exact
-from experiments.validation.contenders import contenders, rank_of
+from experiments.validation.contenders import contenders
 from experiments.validation.gradients import Statistics, linear_layers, populations, statistics
 from experiments.validation.verdict import WIDTH, Z_LIMIT, Verdict, student
 from theory import mse, optimal
@@ -70,7 +71,7 @@ def _layer(config: Config, run: runs.Run, name: str, population: Tensor) -> None
     spectrum = Spectrum(*(torch.from_numpy(a).to(population.device) for a in (facts.spectrum, facts.basis)))
     _, m, n = population.shape
     for ratio, contender in itertools.product(config.ratio, contenders(config.law, config.keep)):
-        rank = rank_of(ratio, n)
+        rank = rank_of(n, ratio)
         law = contender.fit(spectrum, rank, config.c)
         generator = keyed.generator(config.seed, f"{name} {contender.label} {rank}", 0, population.device)
         measured = measure(law, measurable, config.affordable("draws"), generator=generator, track_mean=False)

@@ -14,9 +14,10 @@ from torch import Tensor
 from estimators import keyed
 from estimators.haar_stiefel import householder_qr
 from estimators.law import Law
+from estimators.selection import rank_of
 from experiments import runs
 from experiments.validation.checks import check_estimator, check_law
-from experiments.validation.contenders import contenders, rank_of
+from experiments.validation.contenders import contenders
 from experiments.validation.verdict import Check
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def validate(config: Config, run: runs.Run) -> None:
         for shape, spectrum, ratio, contender in cells:
             G = gradients(shape, spectrum, config.noise, config.seed)
             n = G.shape[-1]
-            rank = rank_of(ratio, n)
+            rank = rank_of(n, ratio)
             law = contender.fit((G.mT @ G).mean(0), rank, config.c)
             where = {"law": contender.label, "shape": shape, "spectrum": spectrum, "n": n, "rank": rank, "ratio": rank / n}
             bar.set_postfix_str(f"{contender.label} r={rank} {shape} {spectrum}")

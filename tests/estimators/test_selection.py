@@ -176,7 +176,7 @@ def test_targets(targets: Any, expected: list[str]) -> None:
 def test_rank_as_a_number_and_as_a_share_of_in_features(rank: int | float, expected: list[int]) -> None:
     model = nn.Sequential(nn.Linear(8, 9), nn.Linear(8, 20), nn.Linear(16, 9))
     assert [layer.rank for layer in convert(model, rank=rank).layers.values()] == expected
-    assert rank_of(nn.Linear(16, 5), 0.5) == 8
+    assert rank_of(16, 0.5) == 8
 
 
 def test_a_share_too_large_for_one_layer_leaves_only_that_one() -> None:
