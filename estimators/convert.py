@@ -177,6 +177,10 @@ class Conversion:
             self._hold(name, layer)
             if optimizer is not None and layer.B in optimizer.state:
                 carry(self.state, optimizer.state[layer.B], old, layer.basis())
+        if not processes.agree(
+            torch.stack([layer.V.double().sum() for layer in self.layers.values() if layer.V is not None] or [torch.zeros(())])
+        ):
+            raise RuntimeError(f"convert: draw {self.draws} differs between processes; they need the same kind of device and of libraries")
 
     # what the backward pass shows
 
@@ -256,7 +260,7 @@ class Conversion:
         for name, layer in self.layers.items():
             layer.observer = None
             layer.moved()
-            if not bool(layer.B.any()):
+            if not processes.anywhere(layer.B):
                 layer.zero()
             self._hold(name, layer)
         self._asked = set()

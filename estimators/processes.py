@@ -52,6 +52,17 @@ def largest(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def anywhere(tensor: Tensor) -> bool:
+    """Whether any entry of a tensor, of which each process may hold some rows, is not zero."""
+    mine = local(tensor)
+    return bool(mine.any()) if mine is tensor else bool(largest(mine.any().to(torch.float32)))
+
+
+def agree(numbers: Tensor) -> bool:
+    """Whether all processes have the same numbers, to the last bit."""
+    return size() == 1 or bool((largest(numbers) == -largest(-numbers)).all())
+
+
 def local(tensor: Tensor) -> Tensor:
     """The rows of a sharded tensor (DTensor) that this process holds, sharing memory; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

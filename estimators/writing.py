@@ -30,8 +30,9 @@ class Writer:
         if W.dtype not in SIXTEEN_BIT:
             change(W)
         elif self.lift == "master":
-            master = self.masters.setdefault(name, weight.detach().float())
-            W.copy_(change(processes.local(master)))
+            if name not in self.masters:
+                self.masters[name] = weight.detach().float()
+            W.copy_(change(processes.local(self.masters[name])))
         else:
             exact = change(W.detach().float())
             rows = f".{row}" if (row := processes.first_row(weight)) else ""  # other rows are rounded by other numbers

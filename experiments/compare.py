@@ -13,6 +13,7 @@ directory holds the losses against tokens and against seconds as ``curves.svg``;
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -190,6 +191,8 @@ PRESETS["smoke"] = replace(PRESETS["smoke"], sequences=2, length=16)
 
 def main(config: Config) -> runs.Run:
     """Tune, compare, and return the run directory with rows ``trial``, ``final``, ``paired`` and ``curve``."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise runs.WrongInput("compare starts its own processes; run it without torchrun")
     run = runs.start("compare", config.name or config.model, config)
     if run.done:
         return run

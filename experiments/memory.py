@@ -104,6 +104,7 @@ class Config:
                 f"sequences={training.sequences} must be a multiple of accumulate={training.accumulate} times world_size={self.world_size}"
             )
         setting(training, self.world_size, self.shard, "cpu")
+        parallel.check(training, self.world_size)
 
 
 def step(config: Config) -> pretrain.Config:
@@ -148,6 +149,8 @@ PRESETS = {name: Config(model=name) for name in pretrain.PRESETS}
 
 def main(config: Config) -> runs.Run:
     """Predict, measure if asked to, and return the run directory."""
+    if not config.measure:
+        return _main(config)
     with parallel.joined(runs.device(config.device)):
         return _main(config)
 
@@ -166,7 +169,7 @@ def _main(config: Config) -> runs.Run:
         if mine.method != "adamw" or mine.optimizer != "adamw":
             run.log(*predicted("adamw", memory.beside_adamw(mine)))
         if config.measure:
-            chosen = list(every(training)) if config.every else [training]
+            chosen = list(every(training, config.world_size)) if config.every else [training]
             device = runs.device(config.device)
             with runs.progress(len(chosen), "memory", config.quiet) as bar:
                 for one in chosen:
@@ -218,15 +221,16 @@ def measured(training: pretrain.Config, device: torch.device, run: runs.Run) -> 
     for part, stretch in watch.parts.items():
         expected = memory.peak(mine, part == "redraw")
         # all hold as much, but what the threads of gloo release a CPU's profiler does not see: by chance a peak is too large, never too small
-        seen = -int(processes.largest(torch.tensor(-float(stretch.peak), dtype=torch.float64, device=device)))
+        sign = -1 if device.type == "cpu" else 1
+        seen = sign * int(processes.largest(torch.tensor(sign * float(stretch.peak), dtype=torch.float64, device=device)))
         ratio = expected.total / seen
         sizes = {"predicted": expected.total, "measured": seen, "ratio": ratio, "moment": expected.moment}
         rows.append({"kind": "measured", "name": named(training), "step": part, **said, **sizes, "holds": abs(ratio - 1) <= TOLERANCE})
     return rows
 
 
-def every(training: pretrain.Config) -> Iterator[pretrain.Config]:
-    """Each method in fp32 and bf16 with activations kept and recomputed; then the other optimizers."""
+def every(training: pretrain.Config, size: int) -> Iterator[pretrain.Config]:
+    """Each method in fp32 and bf16 with activations kept and recomputed; then the other optimizers, but what cannot be sharded over ``size``."""
     methods: list[dict[str, Any]] = [
         {"method": "adamw"},
         {"method": "lora"},
@@ -238,7 +242,7 @@ def every(training: pretrain.Config) -> Iterator[pretrain.Config]:
         for checkpointed in (False, True):
             for fields in methods:
                 yield replace(training, **fields, optimizer="adamw", precision=precision, checkpoint_activations=checkpointed)
-    for optimizer in ("sgd", "muon", "adamw8bit"):
+    for optimizer in ("sgd", "muon") if size > 1 and training.shard == "fsdp" else ("sgd", "muon", "adamw8bit"):
         for method in ("adamw", "lowrank"):
             yield replace(training, method=method, law="haar_stiefel", optimizer=optimizer, precision="fp32", checkpoint_activations=False)
 

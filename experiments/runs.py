@@ -181,6 +181,9 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
+        started, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if started > max(found, 1):
+            raise WrongInput(f"{started} processes were started for {found} devices")
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         torch.empty(0, device=name)
@@ -191,7 +194,10 @@ def device(name: str) -> torch.device:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that work can come to a good end; the second interrupts at once."""
+    """An event that the first SIGINT or SIGTERM sets, so that work can come to a good end; a SIGINT after it interrupts at once.
+
+    More SIGTERMs change nothing: who stops a whole group of processes sends several.
+    """
     asked = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -201,7 +207,7 @@ def interruptible() -> Iterator[threading.Event]:
 
     def note(number: int, frame: Any) -> None:
         del number, frame
-        restore()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
         asked.set()
 
     try:

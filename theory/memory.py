@@ -122,6 +122,7 @@ class _Walk:
         self.root_part = sum(tensor.bytes(self.p) for tensor in setting.root())
         self.bucketed = setting.shard == "ddp" and setting.world_size > 1
         self.all = 0 if self.bucketed else setting.layers * self.part + self.root_part
+        self.copies = 2 if setting.device == "cpu" else 1  # gloo copies what it reduces and scatters
         self.again = setting.accumulate > 1
 
     def moments(self) -> list[Footprint]:
@@ -198,7 +199,7 @@ class _Walk:
 
         FSDP reduces a block's gradients when it is done: beside the gradients of the block at hand lies the buffer of the one above.
         """
-        buffer = self.whole if self.p > 1 and above else 0
+        buffer = self.copies * self.whole if self.p > 1 and above else 0
         return self._at(
             f"backward of {name}",
             self._gathered(2 if above < self.setting.layers - 1 else 1) + buffer,
@@ -214,7 +215,7 @@ class _Walk:
         new = self.table * setting.weight
         own = self._gradients(self.root, setting.layers) + (new if (self.again and self.p == 1) or self.bucketed else 0)
         more = {"gradients": own, "temporaries": self.H * setting.stream, "projectors": setting.layers * learned}
-        return self._at("embedding", self._gathered(0) + self.root, **more)
+        return self._at("embedding", self._gathered(0) + self.copies * self.root, **more)
 
     def _update(self, learned: int) -> Footprint:
         """All gradients, and what the optimizer computes with: for one parameter at a time, or for all of a group."""

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from experiments import pretrain, runs
-from experiments.text import feed
+from experiments.training import feed
 
 
 def train(cells: Sequence[pretrain.Config], workers: int, description: str, quiet: bool) -> None:

@@ -152,6 +152,8 @@ def attempt(
             store.record(part.folder / failure.name.removeprefix("failed-"), cell, "done", rows=[row | facts for row in rows])
         else:
             trained(part, settings, cell, data, found, facts)
+    except runs.Diverged as error:  # a training cell records that itself; what is timed has no outcome then
+        store.record(failure, cell, "failed", error=str(error)[:500], **facts)
     except runs.Stopped as stop:
         if stop.code != 130:
             raise

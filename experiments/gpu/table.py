@@ -46,7 +46,11 @@ def update(found: dict[str, dict[str, Any]], settings: Settings, results: Path =
         names += [name for name in (*earlier, *found) if name.split()[0] == kind and name not in names]
         rows: list[dict[str, Any]] = []
         for name in dict.fromkeys(names):
-            rows += _rows(name, found[name]) if name in found else earlier.get(name, [{"cell": name, "status": NOT_YET}])
+            known = earlier.get(name, [{"cell": name, "status": NOT_YET}])
+            kept = name not in found or (
+                found[name]["status"] == "failed" and known[0]["status"] == "done"
+            )  # a later failure takes nothing away
+            rows += known if kept else _rows(name, found[name])
         frame = pd.DataFrame(rows)
         frame.to_csv(file, index=False, float_format="%.8g")
         written.append(file)

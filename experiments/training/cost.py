@@ -38,8 +38,8 @@ class Cost:
         return self._rate
 
     def utilisation(self, tokens: int, seconds: float) -> float:
-        """Share of the machine's rate that the model's operations make up."""
-        return self.flops_per_token * tokens / seconds / self.rate
+        """Share of the rate of all processes' devices that the model's operations make up; ``tokens``: of all processes."""
+        return self.flops_per_token * tokens / seconds / self.rate / processes.size()
 
     def summary(self, loss: float | str, tokens: int, seconds: float) -> str:
         """For the progress bar."""

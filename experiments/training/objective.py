@@ -16,8 +16,8 @@ from experiments.training.loss import linear_cross_entropy
 class Objective(nn.Module):
     """Mean next-token cross-entropy of token ids (sequences, length), in nats.
 
-    ``autocast``: the dtype of products, None for that of the weights; ``compile``: compile the body; ``whole``: whether to run the body
-    uncompiled, as passes that observers watch must be.
+    ``autocast``: the dtype of products, None for that of the weights; ``compile``: compile the body; a pass that
+    observers watch must be ``eager``.
     """
 
     def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None, compile: bool = False) -> None:

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from estimators import processes
 from experiments.runs import WrongInput
+
+PATIENCE = timedelta(hours=1)  # while process 0 builds tokens or writes a checkpoint
 
 if TYPE_CHECKING:
     from experiments.training.config import Config, Shard
@@ -35,11 +38,10 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    cuda = device.type == "cuda"
+    distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, timeout=PATIENCE)
+    yield
+    distributed.destroy_process_group()  # not after an error: another process may wait in a collective for ever
 
 
 @contextmanager
@@ -61,9 +63,9 @@ def part(sequences: int) -> int:
     return sequences // processes.size()
 
 
-def check(config: Config) -> None:
-    """Raises ``WrongInput`` for what cannot be sharded."""
-    if processes.size() == 1 or config.shard != "fsdp":
+def check(config: Config, size: int) -> None:
+    """Raises ``WrongInput`` for what cannot be sharded over ``size`` processes."""
+    if size == 1 or config.shard != "fsdp":
         return
     if config.precision == "bf16_weights" and config.method != "adamw":
         raise WrongInput("bf16_weights has float32 factors beside its weights, which fully_shard does not take; use bf16, or --shard ddp")
@@ -87,6 +89,11 @@ def wrap(objective: nn.Module, blocks: nn.ModuleList, shard: Shard) -> nn.Module
     fully_shard(objective)
     gc.collect()  # the whole parameters are in cycles of references, which may be collected much later
     return objective
+
+
+def bucketed(wrapped: nn.Module) -> bool:
+    """Whether gradients are views of DDP's buckets, to be zeroed and not freed: else those of early micro-batches lie beside the buckets."""
+    return isinstance(wrapped, DistributedDataParallel)
 
 
 def local_only(wrapped: nn.Module) -> AbstractContextManager[None]:
@@ -115,11 +122,13 @@ def load_model(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a full state into an optimizer whose parameters may be sharded."""
-    optimizer.load_state_dict(state)
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[key] = processes.like(value, parameter)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]  # a state dict numbers them in this order
+
+    def mine(parameter: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+        whole = {key for key, value in values.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+        return {key: processes.like(value, parameter) if key in whole else value for key, value in values.items()}
+
+    optimizer.load_state_dict({**state, "state": {i: mine(parameters[i], values) for i, values in state["state"].items()}})
 
 
 def any_of(flag: bool, device: torch.device) -> bool:

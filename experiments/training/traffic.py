@@ -36,7 +36,7 @@ SILENT = ("c10d.barrier", "_c10d_functional.wait_tensor", "_c10d_functional._wra
 
 
 class Traffic(TorchDispatchMode):
-    """``with Traffic(p) as seen: …``; then ``seen.rows()``. Raises ``NotImplementedError`` for a collective that it does not know."""
+    """``with Traffic(p) as seen: …``; then ``seen.rows()``. A collective it does not know is listed by torch's name, with unknown ``wire``."""
 
     def __init__(self, processes: int) -> None:
         super().__init__()
@@ -49,18 +49,15 @@ class Traffic(TorchDispatchMode):
             return NotImplemented  # its own collectives come here when it is taken apart
         name = str(func).rsplit(".", 1)[0]
         if name.startswith(("c10d.", "_c10d_functional.")) and name not in SILENT:
-            if name not in OPERATORS:
-                raise NotImplementedError(f"Traffic: do not know how many bytes {func} moves")
             sizes = [leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            collective = OPERATORS[name]
+            collective = OPERATORS.get(name, name)
             self.calls[collective] += 1
-            match collective:
-                case "all_reduce" | "broadcast":
-                    self.bytes[collective] += sum(sizes)
-                case "all_gather" if len(sizes) == 1:
-                    self.bytes[collective] += self.processes * sizes[0]
-                case _:
-                    self.bytes[collective] += max(sizes)  # of the whole and the part
+            if name not in OPERATORS or collective in ("all_reduce", "broadcast"):
+                self.bytes[collective] += sum(sizes)
+            elif collective == "all_gather" and len(sizes) == 1:
+                self.bytes[collective] += self.processes * sizes[0]
+            else:
+                self.bytes[collective] += max(sizes)  # of the whole and the part
         return func(*args, **(kwargs or {}))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -70,7 +67,7 @@ class Traffic(TorchDispatchMode):
                 "collective": name,
                 "calls": self.calls[name],
                 "payload": self.bytes[name],
-                "wire": int(SHARE[name](self.processes) * self.bytes[name]),
+                "wire": int(SHARE[name](self.processes) * self.bytes[name]) if name in SHARE else None,
             }
             for name in sorted(self.calls)
         ]

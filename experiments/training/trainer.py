@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from estimators import processes
 from experiments import runs
-from experiments.text import feed
-from experiments.training import checkpoint, cost, models, parallel, updates
+from experiments.training import checkpoint, cost, feed, models, parallel, updates
 from experiments.training.live import Live
 from experiments.training.methods import METHODS
 from experiments.training.objective import Objective
@@ -61,9 +60,8 @@ class Trainer:
             raise runs.WrongInput(str(error)) from None
         autocast = torch.bfloat16 if config.precision == "bf16" else None
         objective = Objective(model, autocast, config.compile)
-        self.objective = objective  # evaluated without the wrapping
         self.facts = {**self.data, **self.method.facts(), "parameters": models.parameters(config.model)}
-        parallel.check(config)
+        parallel.check(config, processes.size())
         self.wrapped = parallel.wrap(objective, model.model.layers, config.shard)
         self.optimizers = updates.optimizers(config, self.method.matrices(), self.method.others())
         sequences = parallel.part(config.sequences // config.accumulate)
@@ -71,6 +69,7 @@ class Trainer:
         self.live = Live(measured, sequences, config.accumulate) if measured else None
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.taken = 0  # steps since this process began
 
     def train(self) -> None:
         """From the last checkpoint, or from the start, to the end. Raises ``runs.Stopped`` where it cannot go on."""
@@ -113,9 +112,10 @@ class Trainer:
     # one step
 
     def _measured_step(self) -> dict[str, Any]:
-        """One step; with several processes the third, when the buckets of DDP stand, also counts what crosses the network, unless it is
-        compiled, which an observer of operations prevents."""
-        if processes.size() == 1 or self.step != 2 or self.config.compile or self.config.optimizer == "adamw8bit":
+        """One step; with several processes the third since they started, when the buckets of DDP stand, also counts what crosses the
+        network, unless something is compiled (the body, or the update of adamw8bit), which an observer of operations prevents."""
+        self.taken += 1
+        if processes.size() == 1 or self.taken != 3 or self.config.compile or self.config.optimizer == "adamw8bit":
             return self._step()
         with Traffic(processes.size()) as traffic:
             row = self._step()
@@ -129,7 +129,7 @@ class Trainer:
                 lr = config.lr * factor * (self.method.lr_factor(self.method.steps) if group["matrices"] else 1.0)
                 # torchao holds a tensor and refuses a number in its place
                 group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not parallel.bucketed(self.wrapped))
         if self.live and self.step % config.measure_every == 0:
             self.live.arm()
         loss = torch.zeros((), device=self.device)

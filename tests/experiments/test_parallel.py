@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from estimators import convert
-from experiments import pretrain, runs
-from experiments.training import models, parallel
+from experiments import cli, memory, pretrain, runs
+from experiments.training import feed, models, parallel
 from experiments.training.methods import METHODS
 from experiments.training.traffic import Traffic
 from tests.experiments.test_pretrain import few, losses
+from theory import communication
 
 ROOT = Path(__file__).parents[2]
 FSDP: dict[str, Any] = {"shard": "fsdp"}
@@ -42,7 +43,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and b
     "relora ddp": {"method": "relora"},
     "relora fsdp": {"method": "relora", "save_model": True, **FSDP},
     "live ddp": {"measure_every": 2, "sequences": 4},
-    "moved fsdp": {"checkpoint_every": 2, **FSDP},
+    "moved fsdp": {"checkpoint_every": 2, "refresh_every": 4, "lift_every": 3, **FSDP},  # saved between two lifts, B not zero
+    "lora fsdp": {"method": "lora", **FSDP},
+    "bf16 ddp": {"precision": "bf16"},
+    "bf16 fsdp": {"precision": "bf16", **FSDP},
     "moved ddp": {"checkpoint_every": 2, "law": "spectral", "rank": 4, "keep": 1.0},
     "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
 }
@@ -108,11 +112,11 @@ def test_two_processes_give_the_loss_curve_of_one(name: str, two: Path, text: Pa
     the mean over processes the curve is off by 1e-2 at the second step (the test below)."""
     one = pretrain.main(few(text, tmp_path, **SCENARIOS[name]))
     run = trained(two, name)
-    tolerance = 2e-2 if "rounded" in name else 1e-4  # bfloat16 weights: half a unit in the last place is 2e-3 of a weight
+    sixteen = "rounded" in name or "bf16" in name  # products or weights in bfloat16, with half a unit in the last place of 2e-3
     for kind in ("train", "eval"):
-        assert losses(run, kind) == pytest.approx(losses(one, kind), abs=tolerance), kind
+        assert losses(run, kind) == pytest.approx(losses(one, kind), abs=2e-2 if sixteen else 1e-4), kind
     norms = [[row["grad_norm"] for row in some.rows() if row["kind"] == "train"] for some in (run, one)]
-    assert norms[0] == pytest.approx(norms[1], rel=50 * tolerance)
+    assert norms[0] == pytest.approx(norms[1], rel=5e-2 if sixteen else 2e-3)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -189,8 +193,7 @@ def test_fsdp_scatters_m_times_r_numbers_of_a_converted_matrix(two: Path) -> Non
     """For each of two micro-batches; the weights themselves travel to where they are multiplied."""
     low = traffic(trained(two, "haar fsdp"))
     factors, everything, _ = trained_numbers("haar fsdp")
-    padding = low["reduce_scatter"]["payload"] - 2 * 4 * everything
-    assert 0 <= padding < 2 * 4 * 2 * 128  # rows are made even: at most one row a parameter, here none is odd but the 1-D ones
+    assert low["reduce_scatter"]["payload"] == 2 * 4 * everything  # no row is odd in two parts: nothing is padded
     assert low["all_reduce"]["payload"] < 1000  # the loss, and the norms that clipping needs
     sizes = models.parameters("tiny")
     blocks = sizes - 2 * 2560 * 128 - 128
@@ -198,13 +201,28 @@ def test_fsdp_scatters_m_times_r_numbers_of_a_converted_matrix(two: Path) -> Non
     assert low["all_gather"]["payload"] == 4 * 2 * (2 * (blocks + factors) + once)
 
 
-def test_traffic_refuses_what_it_cannot_count() -> None:
+@pytest.mark.parametrize("name", ["haar ddp", "haar fsdp", "adamw ddp", "adamw fsdp", "lora fsdp"])
+def test_what_is_sent_is_what_theory_says(name: str, two: Path) -> None:
+    """To the byte, but for the mean loss, and the norms that clipping needs under FSDP."""
+    fields: dict[str, Any] = {"sequences": 2, "length": 16} | SCENARIOS[name]
+    names = ("method", "sequences", "length", "accumulate", "shard")
+    config = memory.Config(world_size=2, device="cpu", **{key: value for key, value in fields.items() if key in names})
+    expected = communication.traffic(memory.setting(memory.step(config), 2, config.shard, "cpu"))
+    seen = traffic(trained(two, name))
+    for sent in expected:
+        scalars = SCALARS if sent.collective == "all_reduce" else 0
+        assert seen[sent.collective]["payload"] == sent.payload + scalars
+        assert seen[sent.collective]["wire"] == pytest.approx(sent.wire + scalars, abs=1)
+    assert set(seen) - {"all_reduce"} == {sent.collective for sent in expected} - {"all_reduce"}
+
+
+def test_an_unknown_collective_is_listed_by_its_name() -> None:
     with Traffic(2) as seen:
         torch.ones(3).sum()
     assert seen.rows() == []
     operator = type("Operator", (), {"__str__": lambda _: "c10d.alltoall_.default", "__call__": lambda _, *a: a})()
-    with pytest.raises(NotImplementedError, match="alltoall"):
-        seen.__torch_dispatch__(operator, (), (torch.ones(3),))
+    seen.__torch_dispatch__(operator, (), (torch.ones(3),))
+    assert seen.rows() == [{"collective": "c10d.alltoall_", "calls": 1, "payload": 12, "wire": None}]
 
 
 # checkpoints
@@ -230,17 +248,20 @@ def test_a_sharded_model_is_exported_whole(two: Path) -> None:
         saved = load_file(run.path / "model" / "model.safetensors")
         plain = models.build("tiny", 0).state_dict()
         assert {key: value.shape for key, value in saved.items()} == {key: value.shape for key, value in plain.items()}
+        config = few(Path(run.config["data"]), two / "exported", **{key: value for key, value in SCENARIOS[name].items() if key != "shard"})
         model = models.build("tiny", 0)
         model.load_state_dict(saved)
+        _, held_out, _ = feed.open_data(config)
         with torch.no_grad():
-            ids = torch.arange(64)[None] % 300
-            assert float(models.loss_of(model, ids)) != pytest.approx(float(models.loss_of(models.build("tiny", 0), ids)), abs=1e-2)
+            counts = torch.tensor([ids.shape[0] * (ids.shape[1] - 1) for ids in held_out])
+            found = torch.stack([models.loss_of(model, ids) for ids in held_out])
+        assert float((found * counts).sum() / counts.sum()) == pytest.approx(losses(run, "eval")[0], abs=1e-5)
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_an_interrupted_launch_continues_with_one_process(text: Path, tmp_path: Path) -> None:
-    """SIGINT at torchrun reaches the processes as SIGTERM; they agree on the step after which they save. Wrong input is told once."""
-    flags = "tiny --steps 400 --sequences 2 --length 16 --refresh-every 5 --eval-tokens 256 --measure-every 0 --checkpoint-every 0 --quiet"
+    """SIGINT at torchrun reaches the processes as SIGTERM; they agree on the step after which they save."""
+    flags = "tiny --steps 120 --sequences 2 --length 16 --refresh-every 5 --eval-tokens 256 --measure-every 0 --checkpoint-every 0 --quiet"
     arguments = [*flags.split(), "--data", str(text), "--runs-dir", str(tmp_path), "--device", "cpu"]
     process = subprocess.Popen(torchrun("experiments.pretrain", *arguments), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -252,9 +273,12 @@ def test_an_interrupted_launch_continues_with_one_process(text: Path, tmp_path: 
     (path,) = tmp_path.iterdir()
     (saved,) = (path / "checkpoints").iterdir()
     steps = int(saved.name.rsplit("-", 1)[1])
-    assert 3 <= steps < 400 and not (path / "DONE").exists()
+    assert 3 <= steps < 120 and not (path / "DONE").exists()
     rows = [row for row in runs.read_rows(path) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    assert cli.main(["pretrain", *arguments]) == 0
+    whole = [row for row in runs.read_rows(path) if row["kind"] == "train"]
+    assert [row["step"] for row in whole] == list(range(1, 121)) and whole[: len(rows)] == rows and (path / "DONE").exists()
 
 
 def test_wrong_input_is_told_once(text: Path, tmp_path: Path) -> None:
@@ -278,7 +302,7 @@ def test_one_process_is_left_as_it_is() -> None:
         assert parallel.part(3) == 3 and parallel.any_of(True, torch.device("cpu")) and not parallel.any_of(False, torch.device("cpu"))
 
 
-def test_sharded_masters_are_not_needed_before_the_first_write() -> None:
+def test_masters_are_taken_at_the_first_write_and_only_then() -> None:
     """A conversion may be moved to another dtype until then; its master is that of the weights it first writes to."""
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     handle = convert(model, rank=2, refresh_every=100)
@@ -291,6 +315,8 @@ def test_sharded_masters_are_not_needed_before_the_first_write() -> None:
     moved = {name: layer.B.detach() @ layer.basis().mT for name, layer in handle.layers.items()}
     handle.step(optimizer)
     masters = handle.state_dict()["masters"]
+    handle.lift()
+    assert all(handle.state_dict()["masters"][name] is master for name, master in masters.items())
     for name, layer in handle.layers.items():
         torch.testing.assert_close(masters[name], before[name] + moved[name])
         assert torch.equal(layer.weight, masters[name].bfloat16())
