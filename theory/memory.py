@@ -136,7 +136,8 @@ class _Walk:
         for above in range(setting.layers):
             below = self._activations(setting.layers - 1 - above) - own
             found.append(self._differentiated(f"block {setting.layers - above}", worst, below, above, learned))
-        return [*found, self._embedding(learned), self._update(learned), *([self._redraw(learned)] if self.redraw else [])]
+        found += [self._embedding(learned), *([self._scattered(learned)] if self.p > 1 else []), self._update(learned)]
+        return [*found, *([self._redraw(learned)] if self.redraw else [])]
 
     def _at(self, moment: str, gathered: int = 0, **more: int) -> Footprint:
         """Everything held, the parameters that FSDP has gathered, and what is there at this moment only."""
@@ -210,12 +211,18 @@ class _Walk:
         )
 
     def _embedding(self, learned: int) -> Footprint:
-        """The embedding's gradient is dense; an earlier micro-batch's is there already. All blocks are done, the root group's buffer is filled."""
+        """The embedding's gradient is dense; an earlier micro-batch's is there already. All blocks are done."""
         setting = self.setting
         new = self.table * setting.weight
         own = self._gradients(self.root, setting.layers) + (new if (self.again and self.p == 1) or self.bucketed else 0)
         more = {"gradients": own, "temporaries": self.H * setting.stream, "projectors": setting.layers * learned}
-        return self._at("embedding", self._gathered(0) + self.copies * self.root, **more)
+        return self._at("embedding", self._gathered(0), **more)
+
+    def _scattered(self, learned: int) -> Footprint:
+        """FSDP's last reduction, the parameters already freed: the root group's buffer, what comes out of it, and the head's gradient, which is
+        freed after it; an earlier micro-batch's gradients."""
+        own = (2 if self.again else 1) * self.root_part + self.setting.layers * self.part + self.table * self.setting.weight
+        return self._at("last reduction", self.copies * self.root, gradients=own, projectors=self.setting.layers * learned)
 
     def _update(self, learned: int) -> Footprint:
         """All gradients, and what the optimizer computes with: for one parameter at a time, or for all of a group."""

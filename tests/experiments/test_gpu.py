@@ -297,6 +297,23 @@ def test_a_run_that_diverges_is_an_outcome(packed: Path, tmp_path: Path, monkeyp
     assert not [name for name in found if name.startswith("train")], "without a learning rate nothing is trained"
 
 
+def test_a_timed_cell_that_diverges_does_not_end_the_call(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(*_: object) -> None:
+        raise runs.Diverged("no finite loss")
+
+    monkeypatch.setattr(measure, "rows", diverging)
+    found = run.work(Part(data=packed, runs_dir=tmp_path), ONE)
+    assert found["time tiny r=0.25n"] | {"error": "no finite loss", "status": "failed"} == found["time tiny r=0.25n"]
+    assert {record["status"] for name, record in found.items() if name.startswith(("tune", "train"))} == {"done"}
+
+
+def test_a_later_failure_takes_no_result_from_the_table(tmp_path: Path) -> None:
+    name = "time tiny r=0.25n"
+    table.update({name: {"cell": name, "status": "done", "rows": [{"seconds": 2.0}]}}, TINY, tmp_path)
+    table.update({name: {"cell": name, "status": "failed", "error": "E: x"}}, TINY, tmp_path)
+    assert list(pd.read_csv(tmp_path / "gpu" / "time.csv").query("cell == @name").status) == ["done"]
+
+
 def test_a_device_that_is_not_there_is_wrong_input(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--data", str(packed), "--runs-dir", str(tmp_path), "--device", "nowhere"]) == 2
     assert run.main(["--data", str(tmp_path), "--runs-dir", str(tmp_path), "--device", "cpu"]) == 2

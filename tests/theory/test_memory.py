@@ -186,10 +186,20 @@ def test_only_the_first_micro_batch_of_a_redraw_step_keeps_x() -> None:
     assert shown[1].bytes["projectors"] > plain["projectors"]
 
 
+def _communication(moment: str, accumulate: int, device: Any) -> int:
+    setting = tiny(method="adamw", shard="fsdp", world_size=4, accumulate=accumulate, device=device)
+    return next(m for m in memory.moments(setting) if m.moment == moment).bytes["communication"]
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_fsdp_gathers_two_blocks_and_the_root(accumulate: int) -> None:
-    """In the middle of the backward pass: block at hand, the next one, root; and the gradients on their way from the block above."""
-    setting = tiny(method="adamw", shard="fsdp", world_size=4, accumulate=accumulate)
+    """In the middle of the backward pass: block at hand, the next one, root; and the gradients on their way from the block above, which gloo
+    copies on a CPU. At the end the root group's own are on their way, with no parameter gathered."""
+    assert _communication("backward of block 2", accumulate, "cpu") - 4 * (DENSE + NORMS) == _communication(
+        "backward of block 2", accumulate, "cuda"
+    )
+    assert [_communication("last reduction", accumulate, device) for device in ("cuda", "cpu")] == [4 * ROOT, 2 * 4 * ROOT]
+    setting = tiny(method="adamw", shard="fsdp", world_size=4, accumulate=accumulate, device="cuda")
     middle = next(m for m in memory.moments(setting) if m.moment == "backward of block 2")
     assert middle.bytes["communication"] == 4 * (3 * (DENSE + NORMS) + ROOT)
     last = next(m for m in memory.moments(setting) if m.moment == "backward of block 1")
