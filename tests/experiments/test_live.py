@@ -109,7 +109,7 @@ def test_realised_is_predicted_on_average_over_draws(law: str, c: float, generat
             values.append(look(live, X, D)["realised"])
         return torch.tensor(values, dtype=torch.float64)
 
-    assert_mean(draw, predicted, draws=600, resolution=0.5 * predicted, generator=generator)
+    assert_mean(draw, predicted, draws=1000, resolution=0.5 * predicted, generator=generator)
 
 
 @pytest.mark.parametrize("law", ["top_svd", "fixed_basis"])
