@@ -177,9 +177,8 @@ class Conversion:
             self._hold(name, layer)
             if optimizer is not None and layer.B in optimizer.state:
                 carry(self.state, optimizer.state[layer.B], old, layer.basis())
-        if not processes.agree(
-            torch.stack([layer.V.double().sum() for layer in self.layers.values() if layer.V is not None] or [torch.zeros(())])
-        ):
+        sums = [layer.V.double().sum() for layer in self.layers.values() if layer.V is not None]
+        if sums and not processes.agree(torch.stack(sums)):
             raise RuntimeError(f"convert: draw {self.draws} differs between processes; they need the same kind of device and of libraries")
 
     # what the backward pass shows
