@@ -1,0 +1,235 @@
+"""How a frame is chosen at a refresh. G is (*batch, M, N), oriented so that N is the dimension that is projected.
+
+``TopSingular``   the r leading right singular vectors, exactly or by power iteration from the last ones (GaLore).
+``FromLaw``       V of a law of ``estimators``, which does not look at G (Flora, GoLore, APOLLO).
+``Spectral``      directions of G drawn with the law of theory.md §3, importance weights at the lift (PLUMAGE, SpectralAdam).
+``PowerIteration``one block power iteration on momentum and gradient, from the last V (LDAdam).
+``RandomColumns``, ``RandomEntries``   a part of the identity (FRUGAL); ``Turns``  whole matrices by turns (FRUGAL); ``Identity``  all of G.
+``Switch``        one basis before a step of training, another from it on (GoLore).
+
+Draws are pure functions of (seed, name of the parameter, number of the draw), as everywhere here: equal on all ranks and after a resume.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from estimators import directions, keyed
+from estimators.haar_stiefel import HaarStiefel
+from estimators.law import Law, uniform_subset
+from estimators.selection import rank_of
+from estimators.spectral import SpectralSampling
+from optimizers.frames import Columns, Dense, Entries, Everything, Frame, TwoSided, Weighted, Whole
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a choice may depend on beside G. ``names``: one a matrix of the batch; ``index``: number of the draw; ``clock``: steps made before
+    this one; ``place`` of the first matrix among the ``count`` of its group; ``previous``: the last frame; ``mean``: lift of the bias-corrected
+    first moment in it, if the basis asked for it."""
+
+    names: tuple[str, ...]
+    seed: int
+    index: int
+    clock: int
+    place: int
+    count: int
+    previous: Frame | None = None
+    mean: Tensor | None = None
+
+    def each(self, G: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        """``draw(G, generator)`` for every matrix of the batch with a generator of its own, stacked as G is."""
+        key = lambda name: keyed.generator(self.seed, name, self.index, G.device)  # noqa: E731
+        if G.ndim == 2:
+            return draw(G, key(self.names[0]))
+        return torch.stack([draw(matrix, key(name)) for matrix, name in zip(G, self.names, strict=True)])
+
+
+@dataclass(frozen=True)
+class Basis(abc.ABC):
+    """Base. ``rank``: r, or as a fraction in (0, 1) of N; never more than N."""
+
+    rank: int | float = 1.0
+
+    frame: ClassVar[type[Frame]]
+    batched: ClassVar[bool] = True  # matrices of one shape can be chosen for together
+    needs_mean: ClassVar[bool] = False
+
+    def size(self, N: int) -> int:
+        """r for a projected dimension N."""
+        return min(N, rank_of(N, self.rank))
+
+    @abc.abstractmethod
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        """The frame for the coming period."""
+
+
+@dataclass(frozen=True)
+class Identity(Basis):
+    """All of G."""
+
+    frame: ClassVar[type[Frame]] = Everything
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
+        return Everything()
+
+
+@dataclass(frozen=True)
+class TopSingular(Basis):
+    """``method``: "exact" (SVD), or "randomized": one power iteration from the last V, two from a Gaussian matrix the first time."""
+
+    method: Literal["exact", "randomized"] = "exact"
+
+    frame: ClassVar[type[Frame]] = Dense
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        r = self.size(min(G.shape[-2:]))
+        if self.method == "exact":
+            return Dense(top_right_singular(G, r))
+        if isinstance(draw.previous, Dense):
+            return Dense(directions.power(G, draw.previous.V))
+        start = draw.each(G, lambda X, g: torch.randn(X.shape[-1], r, generator=g, device=X.device, dtype=X.dtype))
+        return Dense(directions.power(G, directions.power(G, start)))
+
+
+@dataclass(frozen=True)
+class TwoSingular(Basis):
+    """The r leading singular vectors of both sides."""
+
+    frame: ClassVar[type[Frame]] = TwoSided
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
+        r = self.size(min(G.shape[-2:]))
+        U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+        return TwoSided(U[..., :r].contiguous(), Vh[..., :r, :].mT.contiguous())
+
+
+def top_right_singular(G: Float[Tensor, "*batch M N"], r: int) -> Float[Tensor, "*batch N r"]:
+    """The r leading right singular vectors; where LAPACK's iteration does not converge, from the Gram matrix in float64."""
+    try:
+        return torch.linalg.svd(G, full_matrices=False)[2][..., :r, :].mT.contiguous()
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        exact = G.double()
+        return torch.linalg.eigh(exact.mT @ exact)[1].flip(-1)[..., :r].to(G.dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class FromLaw(Basis):
+    """V from ``law``; ``orthonormal``: c = r/N, which gives laws on the Stiefel manifold orthonormal columns; otherwise E[VVᵀ] = I."""
+
+    law: type[Law] = HaarStiefel
+    orthonormal: bool = False
+
+    frame: ClassVar[type[Frame]] = Dense
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        N = G.shape[-1]
+        r = self.size(N)
+        law = self.law(n=N, rank=r, c=r / N if self.orthonormal else 1.0)
+        return Dense(draw.each(G, lambda X, g: law.sample(generator=g, device=X.device, dtype=X.dtype)))
+
+
+@dataclass(frozen=True)
+class Spectral(Basis):
+    """r directions drawn among the ``keep`` leading ones of G (None: all; a float: a multiple of r) and a Haar frame of the rest."""
+
+    keep: float | None = 2.0
+    floor: float = 0.1
+
+    frame: ClassVar[type[Frame]] = Weighted
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        N = G.shape[-1]
+        r = self.size(N)
+
+        def sample(X: Tensor, generator: torch.Generator) -> Tensor:
+            k = min(*X.shape, N if self.keep is None else max(r, round(self.keep * r)))
+            known = directions.of_gradient(X, k, generator)
+            if not bool(known.sigma[0] > 0):  # a gradient of zeros prefers no direction
+                return HaarStiefel(n=N, rank=r).sample(generator=generator, device=X.device, dtype=X.dtype)
+            law = SpectralSampling.from_basis(known.Q, known.sigma, known.tail, r, floor=self.floor)
+            return law.sample(generator=generator, device=X.device, dtype=X.dtype)
+
+        V = draw.each(G, sample)  # orthogonal columns of squared length 1/π
+        length = torch.linalg.vector_norm(V, dim=-2)
+        return Weighted(V / length.unsqueeze(-2), length.square())
+
+
+@dataclass(frozen=True)
+class PowerIteration(Basis):
+    """V = orth(bᵀb·V) with b = ρ·mean + (1−ρ)·G; singular vectors of G the first time. ``exact``: the singular vectors of b every time."""
+
+    rho: float = 0.908
+    exact: bool = False
+
+    frame: ClassVar[type[Frame]] = Dense
+    needs_mean: ClassVar[bool] = True
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        r = self.size(min(G.shape[-2:]))
+        if not isinstance(draw.previous, Dense) or draw.mean is None:
+            return Dense(top_right_singular(G, r))
+        b = self.rho * draw.mean + (1 - self.rho) * G
+        return Dense(top_right_singular(b, r) if self.exact else directions.power(b, draw.previous.V))
+
+
+@dataclass(frozen=True)
+class RandomColumns(Basis):
+    """A uniform subset of r columns."""
+
+    frame: ClassVar[type[Frame]] = Columns
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        N = G.shape[-1]
+        return Columns(draw.each(G, lambda X, g: uniform_subset(N, self.size(N), (), g, X.device)))
+
+
+@dataclass(frozen=True)
+class RandomEntries(Basis):
+    """A uniform subset of the entries: ``rank`` is their share, or their number."""
+
+    frame: ClassVar[type[Frame]] = Entries
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        count = G.shape[-2] * G.shape[-1]
+        return Entries(draw.each(G, lambda X, g: uniform_subset(count, self.size(count), (), g, X.device)))
+
+
+@dataclass(frozen=True)
+class Turns(Basis):
+    """``rank`` matrices of a group, or that share of them, are active in a period, in the ``order`` given, the others not at all."""
+
+    order: Literal["ascending", "descending", "random"] = "descending"
+
+    frame: ClassVar[type[Frame]] = Whole
+    batched: ClassVar[bool] = False
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
+        active = self.size(draw.count)
+        turns = range(draw.index * active, (draw.index + 1) * active)
+        if self.order == "random":
+            order = torch.randperm(draw.count, generator=keyed.generator(draw.seed, "turns", draw.index)).tolist()
+            return Whole(int(draw.place in order[:active]))
+        place = draw.place if self.order == "ascending" else draw.count - 1 - draw.place
+        return Whole(int(place in {turn % draw.count for turn in turns}))
+
+
+@dataclass(frozen=True)
+class Switch(Basis):
+    """``first`` until step ``at`` of training, ``then`` from it on; both must have one kind of frame."""
+
+    first: Basis = TopSingular()
+    then: Basis = FromLaw(orthonormal=True)
+    at: int = 0
+
+    frame: ClassVar[type[Frame]] = Dense
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        return (self.then if draw.clock >= self.at else self.first).choose(G, draw)

@@ -1,0 +1,115 @@
+"""Parameters of one group that are treated as one batch: equal shapes, kinds and counters, stacked on a leading dimension, or one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from estimators import keyed
+from estimators.rounding import SIXTEEN_BIT, stochastic_round
+
+State = dict[str, Any]
+COUNTERS = ("step", "clock", "draws")  # t of the bias correction; steps made; frames chosen
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter in a step: its name, place among the parameters of its group, and state."""
+
+    name: str
+    place: int
+    p: Tensor
+    state: State
+
+    @property
+    def gradient(self) -> Tensor:
+        """Shaped as the parameter."""
+        assert self.p.grad is not None
+        return self.p.grad
+
+
+def members(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Member]:
+    """The parameters of ``group`` that have a gradient."""
+    index = next(i for i, other in enumerate(optimizer.param_groups) if other is group)
+    names = group.get("param_names") or [f"{index}.{place}" for place in range(len(group["params"]))]
+    return [Member(names[place], place, p, optimizer.state[p]) for place, p in enumerate(group["params"]) if p.grad is not None]
+
+
+def buckets(found: list[Member], together: bool | None) -> Iterator[Bucket]:
+    """All of them in batches of equal shapes where ``together`` (None: on GPUs), otherwise each alone."""
+    batches: dict[Any, list[Member]] = {}
+    for member in found:
+        p, counters = member.p, tuple(member.state.get(name, 0) for name in COUNTERS)
+        alike = p.ndim == 2 and (together if together is not None else p.is_cuda)
+        batches.setdefault((p.shape, p.dtype, p.device, counters) if alike else member.place, []).append(member)
+    yield from map(Bucket, batches.values())
+
+
+class Bucket:
+    """What a step reads and writes of its members. Tensors are (M, N) for one member, (members, M, N) for more."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self.members = members
+        self.shape = tuple(members[0].p.shape)
+        self.dtype = members[0].p.dtype
+        self.exact = torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One a member."""
+        return tuple(member.name for member in self.members)
+
+    @property
+    def place(self) -> int:
+        """Of the first member."""
+        return self.members[0].place
+
+    def weights(self, flipped: bool) -> list[Tensor]:
+        """The weights in float32 or better, transposed where ``flipped``; they share memory with 32-bit parameters."""
+        return [_oriented(member.p.data, flipped).to(self.exact) for member in self.members]
+
+    def gradients(self, flipped: bool) -> Tensor:
+        """The gradients in float32 or better, transposed where ``flipped``."""
+        return stack([_oriented(member.gradient, flipped).to(self.exact) for member in self.members])
+
+    def state(self) -> State:
+        """The state of all members; counters are equal."""
+        first = self.members[0].state
+        tensors = {key: stack([m.state[key] for m in self.members]) if isinstance(v, Tensor) else v for key, v in first.items()}
+        return dict.fromkeys(COUNTERS, 0) | tensors
+
+    def write_weights(self, W: list[Tensor], flipped: bool, seed: int | None) -> None:
+        """Give 16-bit parameters what was changed in float32: rounded to the nearest, or with ``seed`` stochastically."""
+        if self.dtype not in SIXTEEN_BIT:
+            return
+        for member, changed in zip(self.members, W, strict=True):
+            if seed is not None:
+                generator = keyed.generator(seed, f"{member.name}.rounding", member.state.get("clock", 0), changed.device)
+                changed = stochastic_round(changed, self.dtype, generator)
+            _oriented(member.p.data, flipped).copy_(changed)
+
+    def write_state(self, state: State, unchanged: Iterable[str]) -> None:
+        """Give every member its part of ``state``; ``unchanged`` names need no writing."""
+        for i, member in enumerate(self.members):
+            for key in member.state.keys() - state.keys():
+                del member.state[key]
+            for key, value in state.items():
+                if not isinstance(value, Tensor):
+                    member.state[key] = value
+                elif len(self.members) == 1:
+                    member.state[key] = value.contiguous()  # as a checkpoint gives it back: products round by the layout
+                elif key not in unchanged:
+                    member.state[key] = value[i].clone()  # not a view: a state must not hold its neighbours' memory
+
+
+def _oriented(X: Tensor, flipped: bool) -> Tensor:
+    return X.mT if flipped else X
+
+
+def stack(tensors: list[Any]) -> Any:
+    """The one tensor itself, or all on a new leading dimension."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)

@@ -1,0 +1,163 @@
+"""Where the inner optimizer's coordinates live: what it sees of a gradient (sketch) and what its step means for the weight (lift).
+
+A frame is plain tensors; its fields are its entries in ``optimizer.state``. All act on the last dimension of an oriented gradient
+G (*batch, M, N): ``Dense`` by a matrix V (N×r), ``Columns`` by r indices, ``TwoSided`` on both dimensions, ``Entries`` on the flattened matrix;
+``Everything`` is the identity, ``Whole`` the identity or nothing. For all of them ⟨lift(B), G⟩ = ⟨B, sketch(G)⟩, except ``Weighted``, whose
+weights are paid at the lift alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Base: the fields go to and come from the optimizer's state under their own names."""
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self | None:
+        """The frame held in ``state``, None before the first refresh."""
+        names = [f.name for f in fields(cls)]
+        return cls(*(state[name] for name in names)) if all(name in state for name in names) else None
+
+    def tensors(self) -> dict[str, Any]:
+        """What belongs in the state."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def sketch(self, G: Tensor) -> Tensor:
+        """The coordinates of G, (*batch, M, r) unless the class says otherwise."""
+        raise NotImplementedError
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        """The matrix, shaped as ``like`` (*batch, M, N), that the coordinates B stand for."""
+        raise NotImplementedError
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        """W ← W + alpha·lift(B) in place, without forming the lift where that can be helped."""
+        W.add_(self.lift(B, W), alpha=alpha)
+
+    def change(self, new: Any) -> Tensor:  # noqa: ARG002
+        """R (*batch, r, r) with sketch_new(lift_old(B)) = B R, ``new`` of the same class. Raises ``ValueError`` for frames without one."""
+        raise ValueError(f"{type(self).__name__}: state cannot be re-projected in this frame, use 'keep' or 'reset'")
+
+
+@dataclass(frozen=True)
+class Dense(Frame):
+    """sketch GV, lift BVᵀ. V: (*batch, N, r)."""
+
+    V: Float[Tensor, "*batch N r"]
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G @ self.V
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002
+        return B @ self.V.mT
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        if W.ndim == 2:
+            W.addmm_(B, self.V.mT, alpha=alpha)
+        else:
+            W.baddbmm_(B, self.V.mT, alpha=alpha)
+
+    def change(self, new: Dense) -> Tensor:
+        return self.V.mT @ new.V
+
+
+@dataclass(frozen=True)
+class Weighted(Frame):
+    """sketch GQ with orthonormal columns Q (*batch, N, r), lift B diag(weight) Qᵀ: importance weights 1/π that an inner rule never sees."""
+
+    Q: Float[Tensor, "*batch N r"]
+    weight: Float[Tensor, "*batch r"]
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G @ self.Q
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        return Dense(self.Q).lift(B * self.weight.unsqueeze(-2), like)
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        Dense(self.Q).add(W, B * self.weight.unsqueeze(-2), alpha)
+
+    def change(self, new: Weighted) -> Tensor:
+        return self.Q.mT @ new.Q
+
+
+@dataclass(frozen=True)
+class TwoSided(Frame):
+    """sketch UᵀGV (r×r), lift UBVᵀ. U: (*batch, M, r), V: (*batch, N, r)."""
+
+    U: Float[Tensor, "*batch M r"]
+    V: Float[Tensor, "*batch N r"]
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return self.U.mT @ G @ self.V
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002
+        return self.U @ B @ self.V.mT
+
+
+@dataclass(frozen=True)
+class Columns(Frame):
+    """r columns of G by their indices J (*batch, r): V is a part of the identity, never formed."""
+
+    J: Int[Tensor, "*batch r"]
+
+    def _over(self, G: Tensor) -> Tensor:
+        return self.J.unsqueeze(-2).expand(*G.shape[:-1], self.J.shape[-1])
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G.gather(-1, self._over(G))
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        return torch.zeros_like(like, dtype=B.dtype).scatter_(-1, self._over(like), B)
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        W.scatter_add_(-1, self._over(W), B * alpha)
+
+    def change(self, new: Columns) -> Tensor:
+        return (self.J.unsqueeze(-1) == new.J.unsqueeze(-2)).to(torch.get_default_dtype())
+
+
+@dataclass(frozen=True)
+class Entries(Frame):
+    """k entries of G by their indices I (*batch, k) in the flattened matrix; sketch (*batch, 1, k)."""
+
+    I: Int[Tensor, "*batch k"]
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G.flatten(-2).gather(-1, self.I).unsqueeze(-2)
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        flat = torch.zeros_like(like, dtype=B.dtype, memory_format=torch.contiguous_format).flatten(-2)
+        return flat.scatter_(-1, self.I, B.squeeze(-2)).view(like.shape)
+
+
+@dataclass(frozen=True)
+class Everything(Frame):
+    """The whole gradient as it is."""
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002
+        return B
+
+
+@dataclass(frozen=True)
+class Whole(Frame):
+    """The whole gradient in the periods in which ``active`` is 1, nothing of it in those in which it is 0; sketch (*batch, M, N or 0)."""
+
+    active: int
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G if self.active else G[..., :0]
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        return B if self.active else torch.zeros_like(like, dtype=B.dtype)

@@ -1,0 +1,185 @@
+"""What the weight gets: the lifted step, and what is done about the rest of the gradient that the frame does not see.
+
+Output: ``Lift`` α·lift(D); ``ScaleGradient`` the full gradient, row by row as long as the inner rule made the sketch (APOLLO); ``ExactNow`` the
+present update exactly and the past through the sketch (Flora's code). Complement of the frame: ``DROP``; ``Sign`` and ``Descent``, steps
+without state on the residual (FRUGAL); ``Scaled``, the residual as long as the inner rule made the sketch (Fira); ``ErrorFeedback``, kept
+for the next step (LDAdam).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.frames import Frame
+from optimizers.inner import Move, Rate, State, rms_clip
+
+TINY = 1e-8  # beside a norm that divides
+
+
+@dataclass
+class Context:
+    """One step of one bucket: G (*batch, M, N) as the frame saw it, B its sketch, ``move`` the inner step, all in one precision."""
+
+    G: Tensor
+    B: Tensor
+    move: Move
+    frame: Frame
+    state: State
+    history: Tensor | None = None  # lift of the first moment before this step, in the frame of the last
+    lost: Tensor | None = None  # what of it the change of frame lost
+
+    def residual(self, alpha: float = 1.0) -> Tensor:
+        """G − α·lift(B), (*batch, M, N)."""
+        return self.G - self.frame.lift(self.B, self.G) if alpha == 1.0 else self.G - alpha * self.frame.lift(self.B, self.G)
+
+
+class Complement:
+    """Base, and ``DROP``: nothing is done about the residual."""
+
+    needs_history = False  # whether ``history`` and ``lost`` are to be formed
+
+    def enter(self, G: Tensor, state: State) -> Tensor:  # noqa: ARG002
+        """The gradient that the frame is to see."""
+        return G
+
+    def term(self, context: Context) -> Tensor | None:  # noqa: ARG002
+        """A change of the weight, (*batch, M, N), beside the output's."""
+        return None
+
+
+DROP = Complement()
+
+
+@dataclass(frozen=True)
+class Sign(Complement):
+    """−η·scale·sign(residual): signSGD."""
+
+    scale: float = 1.0
+
+    def term(self, context: Context) -> Tensor:
+        return context.residual().sign_().mul_(context.move.size * -self.scale)
+
+
+@dataclass(frozen=True)
+class Descent(Complement):
+    """−η·scale·residual: SGD."""
+
+    scale: float = 1.0
+
+    def term(self, context: Context) -> Tensor:
+        return context.residual().mul_(context.move.size * -self.scale)
+
+
+@dataclass(frozen=True)
+class Limiter:
+    """Lets the norm of a matrix grow by a factor γ a step at most. A norm of zero limits nothing, else nothing could grow after it."""
+
+    gamma: float = 1.01
+
+    def __call__(self, S: Tensor, state: State) -> Tensor:
+        norm = torch.linalg.matrix_norm(S, keepdim=True)
+        before = state.get("limit")
+        state["limit"] = norm
+        if before is None:
+            return S
+        excess = (norm / (before + TINY)).clamp_min(self.gamma) / self.gamma
+        excess = torch.where(before > 0, excess, 1.0)
+        state["limit"] = norm / excess
+        return S / excess
+
+
+def growth(context: Context, whole: bool = False) -> Tensor:
+    """‖direction‖/‖B‖ of every row (*batch, M, 1), or of the ``whole`` matrix (*batch, 1, 1)."""
+    dims: Any = (-2, -1) if whole else -1
+    norm = lambda X: torch.linalg.vector_norm(X, dim=dims, keepdim=True)  # noqa: E731
+    return norm(context.move.direction()) / (norm(context.B) + TINY)
+
+
+@dataclass(frozen=True)
+class Scaled(Complement):
+    """−η·limit(φ∘(G − α·lift(B))), φ the growth of each row; α = 1 in the paper."""
+
+    alpha: float = 1.0
+    limiter: Limiter | None = Limiter()
+
+    def term(self, context: Context) -> Tensor:
+        S = context.residual(self.alpha) * growth(context)
+        S = S if self.limiter is None else self.limiter(S, context.state)
+        return S.mul_(-context.move.size)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(Complement):
+    """e ← a − lift(B) + β₁/(1−β₁)·lost with a = G + e: what the frame did not see and what its change lost, in units of a gradient."""
+
+    beta1: float
+
+    needs_history = True
+
+    def enter(self, G: Tensor, state: State) -> Tensor:
+        return G + state["error"] if "error" in state else G
+
+    def term(self, context: Context) -> None:
+        error = context.residual()
+        if context.lost is not None:
+            error.add_(context.lost, alpha=self.beta1 / (1 - self.beta1))
+        context.state["error"] = error
+
+
+@dataclass(frozen=True)
+class Lift:
+    """W ← W + α·lift(step)."""
+
+    alpha: float = 1.0
+
+    needs_history = False
+
+    def low(self, context: Context) -> tuple[Tensor, float] | None:
+        """The step in the frame's coordinates and its factor, None if the weight gets none."""
+        return context.move.step(), self.alpha
+
+    def dense(self, context: Context, rate: Rate) -> Tensor | None:  # noqa: ARG002
+        """A change of the weight (*batch, M, N), None if there is none."""
+        return None
+
+
+LIFT = Lift()
+
+
+@dataclass(frozen=True)
+class ScaleGradient(Lift):
+    """W ← W − η·α·limit(s∘G), s the growth of each row or of the ``whole`` matrix."""
+
+    whole: bool = False
+    limiter: Limiter | None = Limiter()
+
+    def low(self, context: Context) -> None:  # noqa: ARG002
+        return None
+
+    def dense(self, context: Context, rate: Rate) -> Tensor:  # noqa: ARG002
+        S = context.G * growth(context, self.whole)
+        S = S if self.limiter is None else self.limiter(S, context.state)
+        return S.mul_(context.move.size * -self.alpha)
+
+
+@dataclass(frozen=True)
+class ExactNow(Lift):
+    """W ← W − η·clip((1−β)G + β·history): the present exactly, the past as the sketch of the last step remembers it."""
+
+    beta: float = 0.9
+    clip: float = 1.0
+
+    needs_history = True
+
+    def low(self, context: Context) -> None:  # noqa: ARG002
+        return None
+
+    def dense(self, context: Context, rate: Rate) -> Tensor:
+        out = context.G * (1 - self.beta)
+        if context.history is not None:
+            out = out.add_(context.history, alpha=self.beta)
+        return rms_clip(out, self.clip) * -rate

@@ -1,0 +1,282 @@
+"""The one loop behind every optimizer here: AdamW's, except that the state lives in a frame which the gradient is sketched in.
+
+For a matrix parameter W with gradient G, oriented so that its projected dimension is the last:
+
+    G ← complement.enter(G)                       the error of the last step comes back, if there is any
+    every T steps: frame ← basis.choose(G),  state ← transport.carry(state)
+    B ← frame.sketch(G)                           all that the inner rule sees
+    D ← inner.move(state, B)                      a step in the frame's coordinates
+    W ← (1 − ηλ)W + output(D) + complement.term   lifted, and what is done about the rest of G
+
+A named method picks the six parts in ``rule(group)`` and nothing else. Groups whose ``rank`` is None are AdamW. All state is tensors and
+ints in ``optimizer.state``; ``p.grad`` and ``p.data`` keep their shapes.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from estimators import processes
+from optimizers.bases import Basis, Draw, Identity
+from optimizers.buckets import Bucket, Member, buckets, members, stack
+from optimizers.frames import Frame
+from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
+from optimizers.outputs import DROP, LIFT, Complement, Context, Lift
+from optimizers.storage import EightBit, Float
+from optimizers.transports import KEEP, Transport
+
+Side = Literal["smaller", "larger", "left", "right"]
+Injected = Callable[[str, int], "Frame | None"]
+Params = Iterable[Any]
+COMMON: dict[str, Any] = {
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "states": "float",
+    "smallest_8bit": 4096,
+    "rounding": "nearest",
+    "foreach": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a method is. ``every``: T, None for never again; ``phase``: refresh where (clock + phase) mod T = 0, clock = steps made before;
+    ``precondition``: a rule whose second moments divide the full gradient before it is sketched; ``relative``: the learning rate is
+    multiplied by max(relative, RMS(W)); ``multiplier`` of it, but not of the decay; ``decay_last``: decay after the step, of the new W."""
+
+    basis: Basis
+    inner: Inner
+    every: int | None = None
+    phase: int = 0
+    side: Side = "smaller"
+    transport: Transport = KEEP
+    output: Lift = LIFT
+    complement: Complement = DROP
+    precondition: Adafactor | None = None
+    relative: float | None = None
+    multiplier: float = 1.0
+    decay_last: bool = False
+
+
+class Subspace(torch.optim.Optimizer, abc.ABC):
+    """Base of all optimizers here.
+
+    ``params``: parameters, named parameters, or groups of either; a group with ``rank`` (an integer, or a fraction in (0, 1) of the projected
+    dimension) holds matrices and is projected, one with ``rank=None`` is trained by AdamW. Names key the draws; without them the position does.
+
+    Common options, all of a group: ``lr``, ``betas``, ``eps``, ``weight_decay`` (decoupled), ``states`` ("float" or "8bit"; moments of fewer than
+    ``smallest_8bit`` numbers stay float), ``rounding`` of 16-bit weights ("nearest", or "stochastic", which is right in expectation), ``foreach``
+    (equal shapes as one batch; None: on GPUs). ``seed`` of all draws. ``inject``: see the attribute.
+
+    ``step`` raises ``ValueError`` for gradients that are not finite before it changes anything, ``TypeError`` for sparse or sharded ones.
+    """
+
+    variants: ClassVar[tuple[str, ...]] = ("paper",)
+    """What ``variant`` may be: the paper's rule, and where the published code has another one, that."""
+
+    inject: Injected | None = None
+    """The one way to give a method its frame: a function (name of the parameter, steps made before this one) → frame, or None for the
+    method's own choice. Asked at every refresh; the frame acts on the oriented gradient, whose projected dimension is the last."""
+
+    def __init__(self, params: Params, lr: float = 1e-3, own: Any = None, *, seed: int = 0, **options: Any) -> None:
+        """``own``: a dict of the method's options, ``rank`` among them; ``options``: common ones. Raises ``TypeError`` for others."""
+        if unknown := options.keys() - COMMON.keys():
+            known = ", ".join(sorted({"lr", "seed", *(own or {}), *COMMON}))
+            raise TypeError(f"{type(self).__name__}({', '.join(sorted(unknown))}): unknown option, known are {known}")
+        self.seed = seed
+        super().__init__(params, COMMON | {"lr": lr, "rank": None} | (own or {}) | options)
+
+    @abc.abstractmethod
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """The parts of the method for a group that is projected."""
+
+    def rule_of(self, group: dict[str, Any]) -> Rule:
+        """``rule``, or AdamW's for a group without a rank."""
+        return self.rule(group) if group["rank"] is not None else Rule(basis=Identity(), inner=self.adam(group))
+
+    @staticmethod
+    def adam(group: dict[str, Any], **options: Any) -> Adam:
+        """Adam with a group's betas, eps and storage."""
+        storage = EightBit(group["smallest_8bit"]) if group["states"] == "8bit" else Float()
+        return Adam(betas=group["betas"], eps=group["eps"], storage=storage, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, and checked: values in range, and matrices where there is a rank."""
+        super().add_param_group(param_group)
+        group, call = self.param_groups[-1], type(self).__name__
+        for name in ("lr", "eps", "weight_decay"):
+            if not 0 <= group[name] < math.inf:
+                raise ValueError(f"{call}({name}={group[name]}): must be finite and not negative")
+        if not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"{call}(betas={group['betas']}): must be in [0, 1)")
+        for name, known in (("states", ("float", "8bit")), ("rounding", ("nearest", "stochastic"))):
+            if group[name] not in known:
+                raise ValueError(f"{call}({name}={group[name]!r}): unknown, known are {', '.join(known)}")
+        if group.get("variant", "paper") not in self.variants:
+            raise ValueError(f"{call}(variant={group['variant']!r}): unknown, known are {', '.join(self.variants)}")
+        rank = group["rank"]
+        if rank is None:
+            return
+        if isinstance(rank, bool) or not ((isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)):
+            raise ValueError(f"{call}(rank={rank!r}): must be a positive integer, a fraction in (0, 1), or None for AdamW")
+        for p in group["params"]:
+            if p.ndim != 2:
+                raise ValueError(f"{call}(rank={rank}): projects matrices, got a parameter of shape {tuple(p.shape)}; give it rank=None")
+        self.rule(group)
+
+    # one step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every parameter that has a gradient; returns what ``closure`` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        present = [(group, members(self, group)) for group in self.param_groups]
+        self._check_gradients([member for _, found in present for member in found])
+        for group, found in present:
+            self._advance_all(group, found)
+        return loss
+
+    @torch.no_grad()
+    def step_of(self, group: dict[str, Any], p: Tensor) -> None:
+        """One step for the one parameter ``p`` of ``group``."""
+        found = [member for member in members(self, group) if member.p is p]
+        self._check_gradients(found)
+        self._advance_all(group, found)
+
+    def _advance_all(self, group: dict[str, Any], found: list[Member]) -> None:
+        rule = self.rule_of(group)
+        for bucket in buckets(found, group["foreach"] if rule.basis.batched else False):
+            self._advance(group, rule, bucket)
+
+    def _check_gradients(self, found: list[Member]) -> None:
+        gradients = [member.gradient for member in found if member.gradient.numel()]
+        call = type(self).__name__
+        for gradient in gradients:
+            if gradient.is_sparse:
+                raise TypeError(f"{call}: sparse gradients are not supported")
+            if processes.local(gradient) is not gradient:
+                raise TypeError(
+                    f"{call}: the parameter is sharded (DTensor) and its frame needs the whole matrix; use DistributedDataParallel, or"
+                    " estimators.convert with any torch optimizer under fully_shard"
+                )
+        sums = [gradient.sum().to(gradients[0].device) for gradient in gradients]  # one pass, one wait
+        if sums and not bool(torch.stack([total.float() for total in sums]).isfinite().all()):
+            bad = [member.name for member in found if not bool(member.gradient.sum().isfinite())]
+            raise ValueError(f"{call}.step(): NaN or infinite gradient of {', '.join(bad[:3])}; nothing was changed")
+
+    def _advance(self, group: dict[str, Any], rule: Rule, bucket: Bucket) -> None:
+        flipped = group["rank"] is not None and _flipped(bucket.shape, rule.side)
+        W, G, state = bucket.weights(flipped), bucket.gradients(flipped), bucket.state()
+        draws = state["draws"]
+
+        rate: Rate = group["lr"] * rule.multiplier
+        decay: Rate = 1 - group["lr"] * group["weight_decay"]
+        if rule.relative is not None:
+            weight_rms = rms(stack(W)).clamp_min(rule.relative)
+            rate, decay = rate * weight_rms, 1 - group["lr"] * weight_rms * group["weight_decay"]
+        context = self._inner_step(group, rule, bucket, G, state, rate)
+        low, dense = rule.output.low(context), rule.output.dense(context, rate)
+        term = rule.complement.term(context)
+
+        if group["weight_decay"] and not rule.decay_last:
+            _scale(W, decay)
+        _add(W, context.frame, low, [change for change in (dense, term) if change is not None])
+        if group["weight_decay"] and rule.decay_last:
+            _scale(W, decay)
+        bucket.write_weights(W, flipped, self.seed if group["rounding"] == "stochastic" else None)
+        state["clock"] += 1
+        bucket.write_state(state, unchanged=context.frame.tensors().keys() if state["draws"] == draws else ())
+
+    def _inner_step(self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, rate: Rate) -> Context:
+        """Everything between the gradient and the step in the frame's coordinates; the state advances."""
+        inner, name, history, lost, memo = rule.inner, rule.inner.first, None, None, None
+        old: Frame | None = rule.basis.frame.of(state)
+        if old is not None and name in state and (rule.complement.needs_history or rule.output.needs_history or rule.basis.needs_mean):
+            history = old.lift(inner.moment(state, name), G)
+        G = rule.complement.enter(G, state)
+        if old is None or (rule.every is not None and (state["clock"] + rule.phase) % rule.every == 0):
+            frame = self._choose(group, rule, bucket, G, state, old, history)
+            if old is not None and state["step"]:
+                memo = rule.transport.carry(inner, state, old, frame)
+                if history is not None and rule.complement.needs_history:
+                    lost = history - frame.lift(inner.moment(state, name), G)
+            state |= frame.tensors()
+            state["draws"] += 1
+        else:
+            frame = old
+        state["step"] += 1
+        if rule.precondition is not None:
+            G = rule.precondition.precondition(state, G)
+        B = frame.sketch(G)
+        move = inner.move(state, B, rate)
+        rule.transport.settle(inner, state, memo)
+        return Context(G, B, move, frame, state, history, lost)
+
+    def _choose(
+        self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, old: Frame | None, history: Tensor | None
+    ) -> Frame:
+        if self.inject is not None:
+            given = [frame for name in bucket.names if (frame := self.inject(name, state["clock"])) is not None]
+            kind: Any = rule.basis.frame
+            if not all(isinstance(frame, kind) for frame in given):
+                raise ValueError(f"{type(self).__name__}.inject: the frame must be {kind.__name__}, got {type(given[0]).__name__}")
+            if len(given) == len(bucket.names):
+                return kind(*(stack([frame.tensors()[key] for frame in given]) for key in given[0].tensors()))
+        mean = history / rule.inner.corrections(state["step"])[0] if history is not None and isinstance(rule.inner, Adam) else history
+        draw = Draw(bucket.names, self.seed, state["draws"], state["clock"], bucket.place, len(group["params"]), old, mean)
+        return rule.basis.choose(G, draw)
+
+    # checkpoints and sizes
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but every tensor keeps the precision it was saved in."""
+        super().load_state_dict(state_dict)
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        mine = [p for group in self.param_groups for p in group["params"]]
+        for index, p in zip(saved, mine, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
+
+    def state_bytes(self) -> int:
+        """Bytes of all live state tensors, each storage counted once."""
+        storages = {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for state in self.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        }
+        return sum(storages.values())
+
+
+def _flipped(shape: tuple[int, ...], side: Side) -> bool:
+    """Whether the projected dimension of an m×n parameter is the first: the smaller one, columns where they are equal, or the one named."""
+    m, n = shape
+    return {"smaller": m < n, "larger": m >= n, "left": True, "right": False}[side]
+
+
+def _scale(W: list[Tensor], factor: Rate) -> None:
+    if not isinstance(factor, Tensor):
+        torch._foreach_mul_(W, factor)  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        torch._foreach_mul_(W, list(factor.reshape(len(W), 1, 1)))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _add(W: list[Tensor], frame: Frame, low: tuple[Tensor, float] | None, dense: list[Tensor]) -> None:
+    if low is not None and len(W) == 1:
+        frame.add(W[0], *low)
+    elif low is not None:
+        dense = [frame.lift(low[0], stack(W)) * low[1], *dense]
+    for change in dense:
+        torch._foreach_add_(W, [change] if len(W) == 1 else list(change))  # pyright: ignore[reportPrivateImportUsage]

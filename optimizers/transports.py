@@ -1,0 +1,89 @@
+"""What becomes of the inner rule's moments when the frame changes. R = change of coordinates, sketch_new(lift_old(B)) = BR.
+
+``KEEP``            nothing: the numbers now mean something else (GaLore).
+``Reset``           forgotten, with the step count of the bias correction (FRUGAL, Grass).
+``ReprojectFirst``  M ← MR; N stays (Flora, GoLore).
+``ReprojectBoth``   also N ← (1−β₂ᵗ)·|(N̂ − M̂²)(R∘R) + (M̂R)²|: mean and variance of rotated numbers whose errors are uncorrelated
+                    (LDAdam, 2410.16103).
+``ReprojectFilled`` the same inside the old frame; the part 1 − Σⱼ Rⱼᵢ² of a direction that lies outside it has the row's mean N, so that
+                    a direction never seen before does not begin with N = 0 and a step of √(1−β₂ᵗ)⁻¹.
+``ReprojectOnce``   M ← MR for one step, whose result is not kept: GoLore's published code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from optimizers.frames import Frame
+from optimizers.inner import Adam, Inner, State
+
+
+class Transport:
+    """Base, and ``KEEP``."""
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> Any:
+        """Change ``state`` for the new frame; what is returned is given to ``settle``."""
+
+    def settle(self, inner: Inner, state: State, memo: Any) -> None:
+        """Called after the step in which the frame changed."""
+
+
+KEEP = Transport()
+
+
+class Reset(Transport):
+    """Begin anew."""
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> None:  # noqa: ARG002
+        inner.clear(state)
+
+
+class ReprojectFirst(Transport):
+    """M ← MR."""
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> Any:
+        M = inner.moment(state, inner.first)
+        inner.write(state, str(inner.first), M @ old.change(new).to(M.dtype))
+
+
+@dataclass(frozen=True)
+class ReprojectBoth(Transport):
+    """Both moments; ``filled``: see the module docstring. For Adam."""
+
+    filled: bool = False
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> None:
+        if not isinstance(inner, Adam):
+            raise ValueError(f"{type(self).__name__}: the second moment of {type(inner).__name__} cannot be re-projected")
+        M, N = inner.moment(state, inner.first), inner.moment(state, inner.second)
+        R = old.change(new).to(M.dtype)
+        first, second = inner.corrections(state["step"])
+        mean = M / first
+        variance = N / second - mean.square()
+        squares = (variance @ R.square() + (mean @ R).square()).abs()
+        if self.filled:
+            outside = (1 - R.square().sum(-2, keepdim=True)).clamp_min(0)
+            squares = squares + outside * (N.mean(-1, keepdim=True) / second)
+        inner.write(state, str(inner.first), M @ R)
+        inner.write(state, str(inner.second), squares * second)
+
+
+@dataclass(frozen=True)
+class ReprojectOnce(Transport):
+    """``since``: number of the first refresh at which anything is re-projected, 1 for the first after the choice at the start."""
+
+    since: int = 1
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> Tensor | None:
+        if state["draws"] < self.since:
+            return None
+        M = inner.moment(state, inner.first)
+        inner.write(state, str(inner.first), M @ old.change(new).to(M.dtype))
+        return M
+
+    def settle(self, inner: Inner, state: State, memo: Tensor | None) -> None:
+        if memo is not None:
+            inner.write(state, str(inner.first), memo)
