@@ -4,7 +4,7 @@
 added at their share 1/K. ``memory``: bytes that the linear layers of the blocks save for the backward pass, each storage counted once, over
 those of ``nn.Linear``. ``layer``: LowRankLinear forward and backward over nn.Linear with its weight gradient. ``refresh``: what a redraw
 costs, for laws fitted to the gradient with its full gradient or its online updates. ``live``: a step that is measured live over one that is not,
-and its share of a run.
+and its share of a run. ``optimizers``: updates of the optimizers in a frame alone, over their two products and over published packages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from estimators import LAWS, keyed
 from estimators.haar_stiefel import HaarStiefel
 from estimators.linear import LowRankLinear
 from experiments import pretrain, runs
-from experiments.training import cost, models
+from experiments.training import cost, models, updating
 from experiments.training.live import Live
 from experiments.training.methods import METHODS, Method
 from experiments.training.objective import Objective
@@ -32,15 +32,16 @@ from experiments.training.updates import optimizers
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.2  # at r = n/8: time of a step and saved bytes, over full AdamW
 NEVER = 10**9
 LIVE_LIMIT, LIVE_EVERY = 0.03, 100  # share of a run that live measurement may cost, and how often it is made by default
-GROUPS = ("layer", "step", "memory", "refresh", "live")
+GROUPS = ("layer", "step", "memory", "refresh", "live", "optimizers")
+DEFAULT = GROUPS[:-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Time and memory of LowRank-IPA beside its peers."""
 
-    group: tuple[str, ...] = GROUPS
-    """What to measure: layer, step, memory, refresh, live."""
+    group: tuple[str, ...] = DEFAULT
+    """What to measure: layer, step, memory, refresh, live, optimizers."""
     model: str = "60m"
     """Preset of lowrank pretrain."""
     law: tuple[str, ...] = ("haar_stiefel", "spectral")
@@ -81,12 +82,16 @@ def settings(config: Config, law: str, method: str = "lowrank", **fields: Any) -
     return replace(base, method=method, law=law, rank=rank, refresh_every=config.refresh_every, measure_every=0, **fields)
 
 
-PRESETS = {"tiny": Config(model="tiny", sequences=16, length=128), "60m": Config()}
+PRESETS = {
+    "tiny": Config(model="tiny", sequences=16, length=128),
+    "60m": Config(),
+    "optimizers": Config(group=("optimizers",), rank=0.25, length=128),
+}
 
 
 def main(config: Config) -> runs.Run:
     """Measure every group and return the run directory. Nothing is reused from before: times belong to one run."""
-    run = runs.start("bench", config.model, config)
+    run = runs.start("bench", config.model if config.group != ("optimizers",) else f"{config.model}-optimizers", config)
     run.keep([])
     device = runs.device(config.device)
     parts: dict[str, Callable[[Config, torch.device], list[dict[str, Any]]]] = {
@@ -95,6 +100,7 @@ def main(config: Config) -> runs.Run:
         "memory": memory,
         "refresh": refresh,
         "live": live,
+        "optimizers": update,
     }
     run.log({"kind": "machine", "gemm_flops": cost.matmul_rate(device, torch.float32), "threads": torch.get_num_threads()})
     with runs.progress(len(config.group), "bench", config.quiet) as bar:
@@ -114,7 +120,7 @@ class Bench:
         model = models.build(config.model, config.seed).to(device)  # pyright: ignore[reportArgumentType]
         self.objective = Objective(model)
         self.method: Method = METHODS[method](model, self.settings)
-        self.optimizers = optimizers(self.settings, self.method.matrices(), self.method.others())
+        self.optimizers = optimizers(self.settings, self.method)
         generator = keyed.generator(config.seed, "bench", 0)
         entries = models.PRESETS[config.model]["vocab_size"]
         self.ids = torch.randint(entries, (config.sequences, config.length), generator=generator).to(device)
@@ -242,6 +248,11 @@ def live(config: Config, device: torch.device) -> list[dict[str, Any]]:
         share = (row["ratio"] - 1) / LIVE_EVERY
         rows.append(row | {"share": share, "limit": LIVE_LIMIT, "holds": share <= LIVE_LIMIT})
     return rows
+
+
+def update(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """The optimizers in a frame: a step over its two products and over published packages, a refresh over theirs."""
+    return updating.rows(settings(config, "gaussian", "adamw"), device, config.repeats)
 
 
 def _redraw(bench: Bench, device: torch.device) -> dict[str, float]:

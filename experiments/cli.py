@@ -15,8 +15,9 @@ QUESTIONS = {
     "validate": "predicted against measured moments and errors of every law, on synthetic or real gradients",
     "dynamics": "exact expected loss curves, stable steps and error feedback on a quadratic, against simulation",
     "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
-    "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA or ReLoRA; resumable",
+    "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA, ReLoRA, GaLore and others; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
+    "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "report": "one self-contained HTML page from finished runs",
@@ -36,6 +37,8 @@ lowrank QUESTION --help lists its fields with units and defaults. Examples:
   lowrank dynamics --n 16 --rank 4 --lr 0.25
   lowrank pretrain tiny --law haar_stiefel --rank 0.25 --lr 3e-3
   lowrank pretrain tiny --method adamw
+  lowrank pretrain tiny --method galore --rank 32 --lr 1e-2
+  lowrank optimizers
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank report runs/validate-* runs/dynamics-*
 

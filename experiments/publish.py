@@ -18,7 +18,8 @@ KEPT = {  # question → kinds of rows worth committing
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve"),
-    "bench": ("machine", "layer", "step", "memory", "refresh", "live"),
+    "bench": ("machine", "layer", "step", "memory", "refresh", "live", "optimizers"),
+    "optimizers": ("state", "path", "update"),
     "memory": ("memory", "communication", "measured"),
 }
 RESULTS = Path(__file__).parent / "results"

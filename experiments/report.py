@@ -13,7 +13,7 @@ import pandas as pd
 import tyro
 
 from experiments import runs
-from experiments.pages import figures, report_training
+from experiments.pages import figures, optimizers, report_training
 from experiments.pages.page import details_block, document, every, figure, records, table, verdict
 from experiments.validation import layerwise
 
@@ -58,6 +58,8 @@ def _section(run: runs.Run) -> str:
             title, body = f"Comparison in training: {config['model']}", report_training.compare(run, rows)
         case "bench":
             title, body = f"Time and memory: {config['model']}", report_training.bench(run, rows)
+        case "optimizers":
+            title, body = "Optimizers whose state lives in a frame", optimizers.section(rows)
         case _ if config["model"] == "synthetic":
             title, body = "Validation on synthetic matrices", _synthetic(run, rows)
         case _:

@@ -37,6 +37,7 @@ NOT_IDENTITY = (
     "max_skipped",
     "save_model",
 )  # fields that say where and how loudly, not what
+LATER = {"alpha": None, "variant": "paper", "other_lr": None}  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -159,7 +160,9 @@ def plain(config: Any) -> dict[str, Any]:
 
 def identity(config: Any) -> dict[str, Any]:
     """The fields of a configuration that decide its results, as JSON values."""
-    return {name: value for name, value in plain(config).items() if name not in NOT_IDENTITY}
+    return {
+        name: value for name, value in plain(config).items() if name not in NOT_IDENTITY and not (name in LATER and value == LATER[name])
+    }
 
 
 def environment() -> dict[str, Any]:

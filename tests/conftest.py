@@ -1,8 +1,12 @@
-"""Shapes of public functions are checked against their jaxtyping annotations while tests run; one thread a worker."""
+"""Shapes of public functions are checked against their jaxtyping annotations while tests run; one thread a worker.
+
+``--record-checks FILE`` writes how many tests marked ``check(way, method)`` ran and passed, by method and way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jaxtyping import config, install_import_hook
@@ -14,6 +18,42 @@ hook = install_import_hook("estimators", "tests.shapes.checker")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+class Checks:
+    """Counts the marked tests; their marks travel with the reports of parallel workers."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.counts: dict[tuple[str, str], list[int]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and not report.skipped:
+            for name, value in report.user_properties:
+                if name == "check":
+                    way, method = str(value).split(" ")
+                    count = self.counts.setdefault((method, way), [0, 0])
+                    count[0] += report.passed
+                    count[1] += 1
+
+    def pytest_sessionfinish(self) -> None:
+        rows = [f"{method},{way},{passed},{tests}" for (method, way), (passed, tests) in sorted(self.counts.items())]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("\n".join(["method,way,passed,tests", *rows]) + "\n", encoding="utf-8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-checks", metavar="FILE", help="write the results of tests marked check(way, method) to FILE as CSV")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("--record-checks")
+    if file and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Checks(Path(file)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.user_properties += [("check", " ".join(mark.args)) for mark in item.iter_markers("check")]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pandas as pd
 from estimators import LAWS
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
+from experiments.pages import optimizers
 from experiments.pages.markers import updated
 from experiments.publish import RESULTS
 
@@ -104,6 +105,28 @@ def bench_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def updates_table(results: Path = RESULTS) -> str:
+    """Time of an update alone, over its two products and over published packages."""
+    file = results / "bench" / "60m-optimizers-optimizers.csv"
+    if not file.exists():
+        return "not yet run"
+    rows = pd.read_csv(file)
+    config = json.loads((results / "bench" / "60m-optimizers.json").read_text(encoding="utf-8"))
+    lines = [
+        f"Update of the matrices of LLaMA-{config['config']['model'].upper()} at r = {config['config']['rank']:g} of the smaller dimension, "
+        f"{config['environment']['device']}: median and quartiles of the ratio. A refresh is randomized, from directions of some steps before; "
+        f"it holds {100 * rows.energy.min():.1f} % or more of the energy of exact ones.",
+        "",
+        "| what | over | ratio | at most |",
+        "|---|---|---|---|",
+    ]
+    for row in rows.to_dict("records"):
+        spread = "" if pd.isna(row["ratio_q1"]) else f" ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f})"
+        limit = "" if pd.isna(row["target"]) else f"{row['target']:g}" + ("" if row["holds"] in (True, "True") else ", missed")
+        lines.append(f"| `{row['name']}` | {row['over']} | {row['ratio']:.2f}×{spread} | {limit} |")
+    return "\n".join(lines)
+
+
 def comparison_table(name: str, results: Path = RESULTS) -> str:
     """Every contender of one comparison: chosen learning rate and knob, loss, and paired differences with Student's 95 % interval."""
     if not (results / "compare" / f"{name}.json").exists():
@@ -141,7 +164,13 @@ def memory_table(results: Path = RESULTS) -> str:
 
 COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"laws": law_table, "training": training_table, "bench": bench_table, "memory": memory_table},
+    README: {
+        "laws": law_table,
+        "training": training_table,
+        "optimizers": optimizers.markdown,
+        "bench": bench_table,
+        "memory": memory_table,
+    },
     RESULTS / "README.md": {f"compare {name}": partial(comparison_table, name) for name in COMPARISONS},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }

@@ -92,6 +92,7 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         "step": "One optimizer step, over full AdamW",
         "memory": "Bytes saved for the backward pass by the linear layers of the blocks, over nn.Linear",
         "refresh": "What a redraw costs",
+        "optimizers": "Updates of the optimizers in a frame alone",
         "live": "A step that is measured live, over one that is not; share: of a run that measures one step in 100",
     }
     text = verdict(sum(row["holds"] for row in judged), len(judged), f"targets at r/n = {run.config['rank']:g}")

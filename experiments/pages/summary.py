@@ -10,13 +10,18 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from experiments.pages import optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
+
+WIDTH = 120  # columns where the output is no terminal
 
 
 def show(result: Any) -> int:
     """Print the outcome of a question's ``main``; the exit code, 1 when a check did not hold."""
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=WIDTH)
     results = result if isinstance(result, list) else [result]
     code = 0
     runs = [item for item in results if isinstance(item, Run)]
@@ -53,10 +58,24 @@ def found(run: Run) -> list[Any]:
             return [_plain("held-out loss (nats/token)", ("contender", "loss", "seeds"), [*losses, *differences])]
         case "bench":
             shown = [row for row in rows if "ratio" in row]
-            lines = [(row["kind"], row["name"], f"{row['ratio']:.2f}×", f"{row['target']:g}×" if "target" in row else "") for row in shown]
-            return [_plain("over the peer of the same kind", ("what", "name", "ratio", "target"), lines)]
+            lines = [
+                (
+                    row["kind"],
+                    row["name"],
+                    row.get("over", "peer"),
+                    f"{row['ratio']:.2f}×",
+                    f"{row['target']:g}×" if "target" in row else "",
+                )
+                for row in shown
+            ]
+            return [_plain("side by side", ("what", "name", "over", "ratio", "target"), lines)]
         case "memory":
             return _footprints(rows)
+        case "optimizers":
+            titles = ("state, and tests passed", "what becomes of the gradient")
+            both = zip(titles, optimizers.lines(rows), strict=True)
+            tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both]
+            return [*tables, optimizers.EXPLANATION]
     return []
 
 
@@ -128,6 +147,8 @@ KINDS = {
     "feedback": "error feedback converges, literal diverges",
     "step": "time of a step over full AdamW",
     "memory": "saved activations over nn.Linear",
+    "optimizers": "time of an update over its target",
+    "path": "mean of the gradient path is what the method promises",
     "live": "share of a run for live measurement",
     "measured": "predicted peak memory within 10 % of measured",
 }

@@ -24,7 +24,7 @@ class Config:
     model: str = "tiny"
     """Preset: tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
     method: str = "lowrank"
-    """lowrank (LowRank-IPA), adamw (every weight), lora, relora."""
+    """lowrank (LowRank-IPA), adamw (every weight), lora, relora, or an optimizer of `lowrank optimizers`: galore, golore, flora, …"""
     law: str = "haar_stiefel"
     """Law of V, a name from LAWS."""
     rank: int | float = 0.25
@@ -32,7 +32,7 @@ class Config:
     c: float = 1.0
     """Isotropy constant: E[VVᵀ] = cI. Under Adam it scales the step of the projected layers by √c relative to the other weights."""
     refresh_every: int = 200
-    """K: steps between two draws of V (relora: between two merges)."""
+    """K: steps between two draws of V (relora: between two merges; galore and others: between two refreshes of the projector)."""
     lift_every: int = 1
     """Steps between two lifts W ← W + BVᵀ."""
     state: Policy = "reset"
@@ -49,10 +49,16 @@ class Config:
     """Fitted laws: weight of what the sketches between full gradients showed, 0 for none."""
     lora_scale: float = 1.0
     """LoRA: s in W + s·BA (α/r)."""
+    alpha: float | None = None
+    """α, scale of the projected update of galore and others; the method's own if none."""
+    variant: str = "paper"
+    """Rule of galore and others: paper, or reference-code where the published code differs."""
     optimizer: Optimizer = "adamw"
     """adamw, sgd (momentum 0.9), muon (matrices; AdamW for the rest), adamw8bit (torchao)."""
     lr: float = 3e-3
     """Peak learning rate: linear warm-up, then cosine."""
+    other_lr: float | None = None
+    """Peak learning rate of embeddings, head and norms; lr if none."""
     warmup: float = 0.1
     """Share of the steps in warm-up."""
     final_lr: float = 0.1
@@ -119,6 +125,9 @@ class Config:
         for name in ("steps", "sequences", "accumulate", "refresh_every", "lift_every", "basis_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("alpha", "other_lr"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         for name in ("weight_decay", "clip", "eval_every", "measure_every", "checkpoint_every", "max_skipped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from estimators import processes
 from experiments.runs import WrongInput
+from optimizers import OPTIMIZERS
 
 PATIENCE = timedelta(hours=1)  # while process 0 builds tokens or writes a checkpoint
 
@@ -69,6 +70,10 @@ def check(config: Config, size: int) -> None:
         return
     if config.precision == "bf16_weights" and config.method != "adamw":
         raise WrongInput("bf16_weights has float32 factors beside its weights, which fully_shard does not take; use bf16, or --shard ddp")
+    if config.method in OPTIMIZERS:
+        raise WrongInput(
+            f"the projector of {config.method} needs whole gradients, which no process has under fsdp; use --shard ddp, or lowrank"
+        )
     if config.optimizer == "adamw8bit":
         raise WrongInput("the states of adamw8bit cannot be sharded by rows; use --optimizer adamw, or --shard ddp")
     if config.online:

@@ -63,7 +63,7 @@ class Trainer:
         self.facts = {**self.data, **self.method.facts(), "parameters": models.parameters(config.model)}
         parallel.check(config, processes.size())
         self.wrapped = parallel.wrap(objective, model.model.layers, config.shard)
-        self.optimizers = updates.optimizers(config, self.method.matrices(), self.method.others())
+        self.optimizers = updates.optimizers(config, self.method)
         sequences = parallel.part(config.sequences // config.accumulate)
         measured = self.method.handle if config.measure_every and sequences > 1 else None
         self.live = Live(measured, sequences, config.accumulate) if measured else None
@@ -126,7 +126,8 @@ class Trainer:
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                lr = config.lr * factor * (self.method.lr_factor(self.method.steps) if group["matrices"] else 1.0)
+                peak = config.lr if group["matrices"] or config.other_lr is None else config.other_lr
+                lr = peak * factor * (self.method.lr_factor(self.method.steps) if group["matrices"] else 1.0)
                 # torchao holds a tensor and refuses a number in its place
                 group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
             optimizer.zero_grad(set_to_none=not parallel.bucketed(self.wrapped))

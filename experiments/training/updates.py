@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from experiments import runs
+from experiments.training.methods import Method, Projected
 
 if TYPE_CHECKING:
     from experiments.training.config import Config
 
 
-def optimizers(config: Config, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """The optimizer of ``matrices`` first; under Muon the other parameters have an AdamW of their own."""
+def optimizers(config: Config, method: Method) -> list[torch.optim.Optimizer]:
+    """The optimizer of the method's matrices first; under Muon the other parameters have an AdamW of their own."""
+    if isinstance(method, Projected):
+        return [method.updates(config)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
+    groups = [{"params": method.matrices(), "matrices": True}, {"params": method.others(), "matrices": False}]
     adam = {"betas": (0.9, 0.95), **common}
     match config.optimizer:
         case "adamw":

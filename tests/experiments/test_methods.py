@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from estimators import LowRankLinear, keyed
 from experiments import pretrain, runs
 from experiments.training import models
-from experiments.training.methods import METHODS, REWARM, Lora, LowRank, Method, ReLora
+from experiments.training.methods import METHODS, Lora, LowRank, Method, ReLora
+from experiments.training.methods.lora import REWARM
 from experiments.training.trainer import Trainer
 from tests.experiments.test_pretrain import few
 
@@ -52,7 +53,7 @@ def test_matrices_and_others_are_all_that_is_trained(name: str) -> None:
     assert len(mine) == len(matrices) and len(rest) == len(others) and not mine & rest
     assert mine | rest == {id(p) for p in model.parameters() if p.requires_grad}
     named = {id(p): name for name, p in model.named_parameters()}
-    kinds = {"lowrank": ("B",), "adamw": ("weight",), "lora": ("lora_A", "lora_B")}[name.removeprefix("re")]
+    kinds = {"lowrank": ("B",), "lora": ("lora_A", "lora_B")}.get(name.removeprefix("re"), ("weight",))
     assert all(any(kind in named[id(p)].split(".") for kind in kinds) for p in matrices)
     assert len(matrices) == 28 * len(kinds) and all(".layers." in named[id(p)] and "layernorm" not in named[id(p)] for p in matrices)
     plain = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"}

@@ -48,12 +48,16 @@ SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and b
     "bf16 ddp": {"precision": "bf16"},
     "bf16 fsdp": {"precision": "bf16", **FSDP},
     "moved ddp": {"checkpoint_every": 2, "law": "spectral", "rank": 4, "keep": 1.0},
+    "galore ddp": {"method": "galore", "rank": 8},
+    "ldadam ddp": {"method": "ldadam", "rank": 8},
+    "spectral_adam ddp": {"method": "spectral_adam", "rank": 8},
     "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "uneven": ({"sequences": 3}, "3 sequences cannot be divided among 2"),
     "master fsdp": ({"precision": "bf16_weights", **FSDP}, "float32 factors beside its weights"),
     "eight fsdp": ({"optimizer": "adamw8bit", **FSDP}, "states of adamw8bit cannot be sharded"),
+    "galore fsdp": ({"method": "galore", **FSDP}, "the projector of galore needs whole gradients"),
     "online fsdp": ({"law": "spectral", "online": 0.5, **FSDP}, "sees whole sketches"),
 }
 

@@ -1,0 +1,39 @@
+"""LowRank-IPA: the linear layers of the blocks converted by ``estimators.convert``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from estimators.convert import convert
+from experiments.training.methods.method import Method, Settings
+
+
+class LowRank(Method):
+    """LowRank-IPA: ``estimators.convert``."""
+
+    needs = ("law", "rank", "c", "lift_every", "refresh_every", "state", "lift", "store", "keep", "basis_every", "online")
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        super().__init__(model, settings)
+        self.handle = handle = convert(model, seed=settings.seed, **{name: getattr(settings, name) for name in self.needs})
+        self.conversion, self.left_alone, self.touched_share = handle, handle.left_alone, handle.touched_share
+
+    def matrices(self) -> list[nn.Parameter]:
+        return self.conversion.subspace_parameters()
+
+    def after_step(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        super().after_step(optimizer, decay)
+        self.conversion.step(optimizer, decay=decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"handle": self.conversion.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.conversion.load_state_dict(state["handle"])
+
+    def finalize(self) -> nn.Module:
+        return self.conversion.finalize()

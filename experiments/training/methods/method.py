@@ -1,0 +1,105 @@
+"""What every training method is, and the plainest: every weight by its full gradient."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from torch import nn
+
+from estimators import selection
+from estimators.convert import Conversion
+from estimators.transport import Policy
+from estimators.writing import Lift
+
+
+class Settings(Protocol):
+    """The fields of a configuration that methods read."""
+
+    @property
+    def law(self) -> str: ...
+    @property
+    def rank(self) -> int | float: ...
+    @property
+    def c(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def lift_every(self) -> int: ...
+    @property
+    def refresh_every(self) -> int: ...
+    @property
+    def state(self) -> Policy: ...
+    @property
+    def lift(self) -> Lift: ...
+    @property
+    def store(self) -> bool: ...
+    @property
+    def keep(self) -> int | float: ...
+    @property
+    def basis_every(self) -> int: ...
+    @property
+    def online(self) -> float: ...
+    @property
+    def lora_scale(self) -> float: ...
+
+
+class Method(abc.ABC):
+    """A prepared model. ``handle``: the conversion behind it, if there is one; ``left_alone``: what keeps its plain gradient, and why."""
+
+    handle: Conversion | None = None
+    needs: ClassVar[tuple[str, ...]] = ()  # fields that only this method reads
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.left_alone: dict[str, str] = {}
+        self.touched_share = 0.0
+        self.steps = 0
+
+    @abc.abstractmethod
+    def matrices(self) -> list[nn.Parameter]:
+        """The trained parameters that stand for the linear layers of the blocks."""
+
+    def others(self) -> list[nn.Parameter]:
+        """All other trained parameters."""
+        mine = {id(p) for p in self.matrices()}
+        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in mine]
+
+    def after_step(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        """Called once after every optimizer step with the optimizer of ``matrices`` and the factor 1 − ηλ of this step."""
+        del optimizer, decay
+        self.steps += 1
+
+    def lr_factor(self, step: int) -> float:
+        """What the method does to the learning rate of ``matrices`` at this step, beside the common schedule."""
+        del step
+        return 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What belongs in a checkpoint beside the model and the optimizers."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+        self.steps = state["steps"]
+
+    def finalize(self) -> nn.Module:
+        """The plain model again; training is over."""
+        return self.model
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes that a result should carry: trained and touched weights."""
+        return {
+            "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "matrix_parameters": sum(p.numel() for p in self.matrices()),
+            "touched_share": self.touched_share,
+        }
+
+
+class Full(Method):
+    """Every weight by its full gradient."""
+
+    def matrices(self) -> list[nn.Parameter]:
+        chosen, _ = selection.choose(self.model, None, 1)
+        return [cast(nn.Parameter, layer.weight) for layer in chosen.values()]

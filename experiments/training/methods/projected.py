@@ -1,0 +1,62 @@
+"""The optimizers of ``optimizers/`` as training methods: weights and gradients are whole, the optimizer's state lives in a frame."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from experiments.runs import WrongInput
+from experiments.training.methods.method import Full, Settings
+from optimizers import Subspace
+
+if TYPE_CHECKING:
+    from experiments.training.config import Config
+
+BETAS = (0.9, 0.95)  # of full AdamW in this loop, and of every method that does not name its own
+FIELDS = {"rank": "rank", "every": "refresh_every", "scale": "alpha", "variant": "variant"}  # option → field of the configuration
+
+
+class Projected(Full):
+    """Linear layers of the blocks by one of ``OPTIMIZERS``, everything else by AdamW in the same optimizer."""
+
+    kind: ClassVar[type[Subspace]]
+    options: ClassVar[dict[str, str]]
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        super().__init__(model, settings)
+        self.touched_share = sum(p.numel() for p in self.matrices()) / sum(p.numel() for p in model.parameters())
+
+    def updates(self, config: Config) -> Subspace:
+        """The optimizer of all parameters. Raises ``WrongInput`` for what it cannot do."""
+        if config.optimizer not in ("adamw", "adamw8bit"):
+            raise WrongInput(f"method={config.method} has its own update; --optimizer adamw8bit keeps its states in 8 bits")
+        if config.precision == "bf16_weights" and config.lift == "master":
+            raise WrongInput(f"method={config.method} keeps no float32 copies of bf16 weights; use --lift stochastic or --lift nearest")
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        groups: list[dict[str, Any]] = [
+            {"params": [(names[id(p)], p) for p in self.matrices()], "matrices": True},
+            {"params": [(names[id(p)], p) for p in self.others()], "matrices": False, "rank": None, "betas": BETAS},
+        ]
+        given = {option: value for option, field in self.options.items() if (value := getattr(config, field)) is not None}
+        common: dict[str, Any] = {
+            "lr": config.lr,
+            "weight_decay": config.weight_decay,
+            "states": "8bit" if config.optimizer == "adamw8bit" else "float",
+            "rounding": "stochastic" if config.lift == "stochastic" else "nearest",
+            "seed": config.seed,
+        }
+        if "betas" not in inspect.signature(self.kind.__init__).parameters:
+            common["betas"] = BETAS
+        try:
+            return self.kind(groups, **common, **given)
+        except ValueError as error:
+            raise WrongInput(str(error)) from None
+
+
+def projected(kind: type[Subspace]) -> type[Projected]:
+    """The training method of an optimizer; it needs the fields that the optimizer has options for."""
+    accepted = inspect.signature(kind.__init__).parameters
+    options = {option: field for option, field in FIELDS.items() if option in accepted}
+    return type(kind.__name__, (Projected,), {"kind": kind, "options": options, "needs": tuple(options.values())})
