@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/peers
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint types setup readme clean
+.PHONY: demo test peers lint types setup checks readme clean
 
 setup: $(READY)
 
@@ -23,12 +24,25 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term:skip-covered
 
+# Beside the environment, not in it: other tests must not find bitsandbytes because these need it.
+$(PEERS)/.ready: pyproject.toml $(READY)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])' \
+		| xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PEERS)
+	PYTHONPATH=$(PEERS) $(BIN)/python -c 'import apollo_torch, bitsandbytes, fira, flora_opt, galore_torch, pytorch_optimizer'
+	touch $@
+
+peers: $(PEERS)/.ready
+	PYTHONPATH=$(PEERS) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(READY)
 	$(BIN)/pyright
+
+checks: $(PEERS)/.ready  # which methods of optimizers/ passed which tests
+	PYTHONPATH=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/optimizers tests/peers -m check --numprocesses 2 --record-checks experiments/results/optimizers/checks.csv
 
 readme: $(READY)
 	$(BIN)/python -m experiments.pages.readme
