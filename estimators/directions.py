@@ -51,8 +51,28 @@ def right_singular(G: Float[Tensor, "m n"]) -> tuple[Float[Tensor, " p"], Float[
     """Singular values, largest first, and right singular vectors of G; p = min(m, n). Through the Gram matrix where G is on a GPU."""
     if G.is_cuda:
         return gram_svd(G)
-    s, Q = torch.linalg.svd(G, full_matrices=False)[1:]
-    return s, Q.mT
+    return svd(G)[1:]
+
+
+def svd(
+    G: Float[Tensor, "*batch m n"],
+) -> tuple[Float[Tensor, "*batch m p"], Float[Tensor, "*batch p"], Float[Tensor, "*batch n p"]]:
+    """(U, s, V) with G = U diag(s) Vᵀ, s largest first, p = min(m, n).
+
+    Where the iteration of LAPACK does not converge, in float64 from the Gram matrix.
+    """
+    try:
+        U, s, Vh = torch.linalg.svd(G, full_matrices=False)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        wide = G.shape[-2] < G.shape[-1]
+        exact = G.mT.double() if wide else G.double()
+        energy, V = torch.linalg.eigh(exact.mT @ exact)
+        V = V.flip(-1)
+        U, s = torch.linalg.qr(exact @ V)[0], energy.flip(-1).clamp_min(0).sqrt()
+        U = U * torch.where((U * (exact @ V)).sum(-2, keepdim=True) < 0, -1.0, 1.0)  # QR may have turned a column round
+        U, V = (V, U) if wide else (U, V)
+        return U.to(G.dtype), s.to(G.dtype), V.to(G.dtype)
+    return U, s, Vh.mT
 
 
 def gram_svd(G: Float[Tensor, "m n"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "n p"]]:

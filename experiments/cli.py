@@ -22,7 +22,7 @@ QUESTIONS = {
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
-    "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, a short training run, and the report of all",
+    "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, optimizers, a short training run, and the report of all",
 }
 
 USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]

@@ -1,11 +1,12 @@
-"""The tour: validate on synthetic matrices and on the gradients of a small LLaMA in training, dynamics, a short training run, one report."""
+"""The tour: validate on synthetic matrices and on the gradients of a small LLaMA in training, dynamics, the optimizers in a frame, a short
+training run, one report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import dynamics, pretrain, report, runs, validate
+from experiments import dynamics, optimizers, pretrain, report, runs, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ def main(config: Config) -> list[runs.Run | Path]:
         validate.main(validate.Config(**{**small, **common})),
         validate.main(validate.Config(**{**small, **common, "model": "tiny"})),
         dynamics.main(dynamics.Config(**{**small_dynamics, **common})),
+        optimizers.main(optimizers.Config(draws=64 if config.smoke else 256, period=4, **common)),
         pretrain.main(pretrain.Config(refresh_every=20, steps=4 if config.smoke else 60, measure_every=10, eval_every=20, **common)),
     ]
     paths = tuple(run.path for run in done if isinstance(run, runs.Run))

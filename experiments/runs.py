@@ -37,7 +37,12 @@ NOT_IDENTITY = (
     "max_skipped",
     "save_model",
 )  # fields that say where and how loudly, not what
-LATER = {"alpha": None, "variant": "paper", "other_lr": None}  # fields that came later; at these values a run is what it was without them
+LATER = {
+    "alpha": None,
+    "variant": "paper",
+    "other_lr": None,
+    "random_from": 0,
+}  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

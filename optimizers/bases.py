@@ -26,19 +26,23 @@ from estimators.haar_stiefel import HaarStiefel
 from estimators.law import Law, uniform_subset
 from estimators.selection import rank_of
 from estimators.spectral import SpectralSampling
-from optimizers.frames import Columns, Dense, Entries, Everything, Frame, TwoSided, Weighted, Whole
+from optimizers.frames import Balanced, Columns, Dense, Entries, Everything, Frame, TwoSided, Weighted, Whole
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a choice may depend on beside G. ``names``: one a matrix of the batch; ``index``: number of the draw; ``clock``: steps made before
-    this one; ``place`` of the first matrix among the ``count`` of its group; ``previous``: the last frame; ``mean``: lift of the bias-corrected
-    first moment in it, if the basis asked for it."""
+    """What a choice may depend on beside G.
+
+    ``names``: one a matrix of the batch; ``index``: number of the draw; ``clock``: steps made before this one; ``turn``: periods before this
+    one, the same for all parameters of the group; ``place`` of the first matrix among the ``count`` of its group; ``previous``: the last frame;
+    ``mean``: lift of the bias-corrected first moment in it, if the basis asked for it.
+    """
 
     names: tuple[str, ...]
     seed: int
     index: int
     clock: int
+    turn: int
     place: int
     count: int
     previous: Frame | None = None
@@ -107,17 +111,19 @@ class TwoSingular(Basis):
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
         r = self.size(min(G.shape[-2:]))
-        U, _, Vh = torch.linalg.svd(G, full_matrices=False)
-        return TwoSided(U[..., :r].contiguous(), Vh[..., :r, :].mT.contiguous())
+        U, _, V = directions.svd(G)
+        sign = _sign(V[..., :r])
+        return TwoSided((U[..., :r] * sign).contiguous(), (V[..., :r] * sign).contiguous())
 
 
 def top_right_singular(G: Float[Tensor, "*batch M N"], r: int) -> Float[Tensor, "*batch N r"]:
-    """The r leading right singular vectors; where LAPACK's iteration does not converge, from the Gram matrix in float64."""
-    try:
-        return torch.linalg.svd(G, full_matrices=False)[2][..., :r, :].mT.contiguous()
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-        exact = G.double()
-        return torch.linalg.eigh(exact.mT @ exact)[1].flip(-1)[..., :r].to(G.dtype).contiguous()
+    """The r leading right singular vectors, each with its entry of largest magnitude positive: a sign that rounding does not change."""
+    V = directions.svd(G)[2][..., :r]
+    return (V * _sign(V)).contiguous()
+
+
+def _sign(V: Float[Tensor, "*batch N r"]) -> Float[Tensor, "*batch 1 r"]:
+    return torch.where(V.gather(-2, V.abs().argmax(-2, keepdim=True)) < 0, -1.0, 1.0).to(V.dtype)
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,7 @@ class Spectral(Basis):
 
     keep: float | None = 2.0
     floor: float = 0.1
-
-    frame: ClassVar[type[Frame]] = Weighted
+    frame: type[Weighted] = Balanced  # pyright: ignore[reportIncompatibleVariableOverride]  # or Weighted: all of 1/π at the lift
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:
         N = G.shape[-1]
@@ -159,7 +164,13 @@ class Spectral(Basis):
 
         V = draw.each(G, sample)  # orthogonal columns of squared length 1/π
         length = torch.linalg.vector_norm(V, dim=-2)
-        return Weighted(V / length.unsqueeze(-2), length.square())
+        return self.frame(V / length.unsqueeze(-2), length.square())
+
+
+WEIGHTS: dict[str, type[Weighted]] = {
+    "both": Balanced,
+    "lift": Weighted,
+}  # where 1/π enters: half at sketch and lift each, or all at the lift
 
 
 @dataclass(frozen=True)
@@ -213,9 +224,9 @@ class Turns(Basis):
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
         active = self.size(draw.count)
-        turns = range(draw.index * active, (draw.index + 1) * active)
+        turns = range(draw.turn * active, (draw.turn + 1) * active)
         if self.order == "random":
-            order = torch.randperm(draw.count, generator=keyed.generator(draw.seed, "turns", draw.index)).tolist()
+            order = torch.randperm(draw.count, generator=keyed.generator(draw.seed, "turns", draw.turn)).tolist()
             return Whole(int(draw.place in order[:active]))
         place = draw.place if self.order == "ascending" else draw.count - 1 - draw.place
         return Whole(int(place in {turn % draw.count for turn in turns}))

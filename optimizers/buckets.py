@@ -36,7 +36,17 @@ def members(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Mem
     """The parameters of ``group`` that have a gradient."""
     index = next(i for i, other in enumerate(optimizer.param_groups) if other is group)
     names = group.get("param_names") or [f"{index}.{place}" for place in range(len(group["params"]))]
-    return [Member(names[place], place, p, optimizer.state[p]) for place, p in enumerate(group["params"]) if p.grad is not None]
+    return [Member(_plain(names[place]), place, p, optimizer.state[p]) for place, p in enumerate(group["params"]) if p.grad is not None]
+
+
+def _plain(name: str) -> str:
+    """The name without what DistributedDataParallel and torch.compile put before it, so that draws are the same with and without them."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
+def norm_of(gradient: Tensor) -> Tensor:
+    """‖G‖, in float32 for 16-bit gradients: not finite where G, or the square of it, is not."""
+    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def buckets(found: list[Member], together: bool | None) -> Iterator[Bucket]:
@@ -70,7 +80,7 @@ class Bucket:
 
     def weights(self, flipped: bool) -> list[Tensor]:
         """The weights in float32 or better, transposed where ``flipped``; they share memory with 32-bit parameters."""
-        return [_oriented(member.p.data, flipped).to(self.exact) for member in self.members]
+        return [_oriented(member.p.detach(), flipped).to(self.exact) for member in self.members]
 
     def gradients(self, flipped: bool) -> Tensor:
         """The gradients in float32 or better, transposed where ``flipped``."""
@@ -79,7 +89,8 @@ class Bucket:
     def state(self) -> State:
         """The state of all members; counters are equal."""
         first = self.members[0].state
-        tensors = {key: stack([m.state[key] for m in self.members]) if isinstance(v, Tensor) else v for key, v in first.items()}
+        exact = lambda v: v.to(self.exact) if v.is_floating_point() else v  # noqa: E731  # a model may have become float64
+        tensors = {key: exact(stack([m.state[key] for m in self.members])) if isinstance(v, Tensor) else v for key, v in first.items()}
         return dict.fromkeys(COUNTERS, 0) | tensors
 
     def write_weights(self, W: list[Tensor], flipped: bool, seed: int | None) -> None:
@@ -90,7 +101,7 @@ class Bucket:
             if seed is not None:
                 generator = keyed.generator(seed, f"{member.name}.rounding", member.state.get("clock", 0), changed.device)
                 changed = stochastic_round(changed, self.dtype, generator)
-            _oriented(member.p.data, flipped).copy_(changed)
+            _oriented(member.p.detach(), flipped).copy_(changed)
 
     def write_state(self, state: State, unchanged: Iterable[str]) -> None:
         """Give every member its part of ``state``; ``unchanged`` names need no writing."""

@@ -2,7 +2,7 @@
 
     V, R = GV, M, N, step as in GaLore (optimizers/galore.py);   φᵢ = ‖direction(R)ᵢ‖/‖Rᵢ‖ for every row i of R
     S = φ∘(G − RVᵀ), its norm growing by a factor γ = 1.01 a step at most
-    W ← W − η(α·direction(R)Vᵀ + S);  W ← (1 − ηλ)W
+    W ← (1 − ηλ)W − η(α·direction(R)Vᵀ + S)
 
 Every step is full-rank and none is unbiased: the two parts have different sizes, and φ is a ratio of random numbers. State: mr + 2nr + 1
 elements (m ≤ n).
@@ -24,7 +24,7 @@ from optimizers.subspace import Params, Rule, Subspace
 class Fira(Subspace):
     """See the module docstring. ``rank``: r; ``every``: T in steps; ``scale``: α; ``basis``: "exact" or "randomized"."""
 
-    variants = ("paper", "reference-code")
+    choices = {"variant": ("paper", "reference-code"), "basis": ("exact", "randomized")}
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class Flora(Subspace):
     """See the module docstring. ``rank``: r; ``every``: κ in steps; ``beta``: β; ``relative``: smallest RMS(W) that multiplies η, None for no
     multiplication, ``clip``: largest RMS of an update, both of the reference code."""
 
-    variants = ("paper", "reference-code")
+    choices = {"variant": ("paper", "reference-code")}
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Flora(Subspace):
             basis=FromLaw(group["rank"], Gaussian),
             every=group["every"],
             phase=int(code),  # its steps are counted from 1
-            inner=Momentum(beta=beta, dampening=beta, copy_first=False),
+            inner=Momentum(beta=beta, dampening=beta, copy_first=False, storage=self.storage(group)),
             transport=ReprojectFirst(),
             output=ExactNow(beta=beta, clip=group["clip"]) if code else LIFT,
             precondition=Adafactor() if code else None,

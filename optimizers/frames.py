@@ -44,7 +44,18 @@ class Frame:
 
     def change(self, new: Any) -> Tensor:  # noqa: ARG002
         """R (*batch, r, r) with sketch_new(lift_old(B)) = B R, ``new`` of the same class. Raises ``ValueError`` for frames without one."""
-        raise ValueError(f"{type(self).__name__}: state cannot be re-projected in this frame, use 'keep' or 'reset'")
+        raise ValueError(f"{type(self).__name__}: state cannot be re-projected in this frame, use KEEP or Reset")
+
+    def coordinates(self, new: Any) -> Tensor:
+        """R (*batch, r, r) that takes the coordinates of what lies in this frame to those in ``new``: what ``change`` is where frames are
+        orthonormal; without the importance weights of a ``Weighted`` frame, which belong to estimates and not to numbers."""
+        return self.change(new)
+
+    def unseen(self, new: Any, N: Tensor) -> Tensor:
+        """Second moments (*batch, M, r) of what lies outside this frame in each direction of ``new``, from those inside, N (*batch, M, r):
+        the row's mean N, times the share 1 − Σⱼ cos² of the direction. For orthonormal frames."""
+        cosines = self.coordinates(new)
+        return N.mean(-1, keepdim=True) * (1 - cosines.square().sum(-2, keepdim=True)).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,15 @@ class Dense(Frame):
 
 @dataclass(frozen=True)
 class Weighted(Frame):
-    """sketch GQ with orthonormal columns Q (*batch, N, r), lift B diag(weight) Qᵀ: importance weights 1/π that an inner rule never sees."""
+    """sketch GQ with orthonormal columns Q (*batch, N, r), lift B diag(weight) Qᵀ: importance weights 1/π that an inner rule does not see."""
 
     Q: Float[Tensor, "*batch N r"]
     weight: Float[Tensor, "*batch r"]
+
+    @property
+    def root(self) -> Tensor:
+        """√weight, (*batch, 1, r)."""
+        return self.weight.sqrt().unsqueeze(-2)
 
     def sketch(self, G: Tensor) -> Tensor:
         return G @ self.Q
@@ -86,7 +102,34 @@ class Weighted(Frame):
         Dense(self.Q).add(W, B * self.weight.unsqueeze(-2), alpha)
 
     def change(self, new: Weighted) -> Tensor:
+        return (self.Q * self.weight.unsqueeze(-2)).mT @ new.Q
+
+    def coordinates(self, new: Weighted) -> Tensor:
         return self.Q.mT @ new.Q
+
+
+@dataclass(frozen=True)
+class Balanced(Weighted):
+    """The same with half of the weight on either side, V = Q diag(√weight): sketch GV, lift BVᵀ."""
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return G @ self.Q * self.root
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        return Dense(self.Q).lift(B * self.root, like)
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        Dense(self.Q).add(W, B * self.root, alpha)
+
+    def change(self, new: Weighted) -> Tensor:
+        return (self.Q * self.root).mT @ (new.Q * new.root)
+
+    def coordinates(self, new: Weighted) -> Tensor:
+        return (self.Q / self.root).mT @ (new.Q * new.root)
+
+    def unseen(self, new: Weighted, N: Tensor) -> Tensor:
+        plain = Weighted(self.Q, self.weight).unseen(Weighted(new.Q, new.weight), N / self.root.square())
+        return plain * new.root.square()
 
 
 @dataclass(frozen=True)

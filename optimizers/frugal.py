@@ -27,6 +27,12 @@ class Frugal(Subspace):
     """See the module docstring. ``rank``: ρ, the density, or r; ``every``: T in steps; ``scale``: s; ``rest``: "sign", "sgd" or "drop",
     ``rest_scale``: c (0.1 in fine-tuning); ``order`` of blocks; ``reset``: False keeps the moments by position."""
 
+    choices = {
+        "part": ("blocks", "svd", "random", "permutation", "columns", "rows", "entries"),
+        "rest": tuple(COMPLEMENTS),
+        "order": ("descending", "ascending", "random"),
+    }
+
     def __init__(
         self,
         params: Params,
@@ -57,9 +63,8 @@ class Frugal(Subspace):
             "entries": RandomEntries(rank),
             "blocks": Turns(rank, group["order"]),
         }
-        for name, value, known in (("part", part, parts), ("rest", rest, COMPLEMENTS)):
-            if value not in known:
-                raise ValueError(f"Frugal({name}={value!r}): unknown, known are {', '.join(known)}")
+        if part == "blocks" and not group["reset"]:
+            raise ValueError("Frugal(part='blocks', reset=False): a matrix whose turn is over keeps nothing; blocks are always reset")
         sides: dict[str, Side] = {"columns": "right", "rows": "left", "entries": "right", "blocks": "right"}
         return Rule(
             basis=parts[part],

@@ -1,7 +1,7 @@
 """GaLore: Adam on the gradient projected to its own r leading singular directions; the weights stay full-rank (arXiv 2403.03507).
 
     every T steps: V = r leading right singular vectors of G    (of the smaller dimension: G is transposed where m < n)
-    R = GV;  M, N ← Adam's means of R, R²;  W ← W − η·α·(M̂/(√N̂ + ε))Vᵀ;  W ← (1 − ηλ)W
+    R = GV;  M, N ← Adam's means of R, R²;  W ← (1 − ηλ)W − η·α·(M̂/(√N̂ + ε))Vᵀ
 
 Biased: what lies outside the leading directions of one old mini-batch gradient is dropped, at every step of a period. Moments are neither
 reset nor re-projected when V changes. State: mr + 2nr elements (m ≤ n); "8bit": 2nr bytes and a scale a block. Bias: theory/truncated.py.
@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from optimizers.bases import TopSingular, TwoSingular
+from optimizers.groups import SIDES
 from optimizers.inner import Adafactor
 from optimizers.outputs import Lift
 from optimizers.subspace import Params, Rule, Subspace
@@ -27,7 +28,12 @@ class GaLore(Subspace):
     """See the module docstring. ``rank``: r, an integer or a fraction of the smaller dimension; ``every``: T in steps; ``scale``: α;
     ``side``: "smaller", "larger", "left", "right", or "both" (r×r core UᵀGV). Other options: ``Subspace``."""
 
-    variants = ("paper", "reference-code")
+    choices = {
+        "variant": ("paper", "reference-code"),
+        "basis": ("exact", "randomized"),
+        "inner": ("adam", "adafactor"),
+        "side": (*SIDES, "both"),
+    }
 
     def __init__(
         self,
@@ -54,11 +60,13 @@ class GaLore(Subspace):
     def rule(self, group: dict[str, Any]) -> Rule:
         code = group["variant"] == "reference-code"
         adafactor = group["inner"] == "adafactor"
+        adam = self.adam(group, eps_inside=code, correct_bias=group["correct_bias"])
+        inner = Adafactor(beta1=group["beta1"], storage=self.storage(group)) if adafactor else adam
         return Rule(
             basis=TwoSingular(group["rank"]) if group["side"] == "both" else TopSingular(group["rank"], group["basis"]),
             side=group["side"] if group["side"] != "both" else "right",
             every=group["every"],
-            inner=Adafactor(beta1=group["beta1"]) if adafactor else self.adam(group, eps_inside=code, correct_bias=group["correct_bias"]),
+            inner=inner,
             output=Lift(group["scale"]),
             relative=group["relative"],
             decay_last=code and not adafactor,

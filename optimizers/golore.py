@@ -25,7 +25,7 @@ from optimizers.transports import ReprojectFirst, ReprojectOnce
 class GoLore(Subspace):
     """See the module docstring. ``rank``: r; ``every``: T in steps; ``random_from``: steps after which directions are random; ``scale``: α."""
 
-    variants = ("paper", "reference-code")
+    choices = {"variant": ("paper", "reference-code"), "inner": ("adam", "sgd")}
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class GoLore(Subspace):
         return Rule(
             basis=Switch(group["rank"], TopSingular(group["rank"]), FromLaw(group["rank"], orthonormal=True), group["random_from"]),
             every=group["every"],
-            inner=Momentum(beta=group["momentum"]) if sgd else self.adam(group, eps_inside=code),
+            inner=Momentum(beta=group["momentum"], storage=self.storage(group)) if sgd else self.adam(group, eps_inside=code),
             transport=ReprojectOnce(since=2 if sgd else 1) if code else ReprojectFirst(),
             output=Lift(group["scale"]),
             decay_last=code,

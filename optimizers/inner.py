@@ -69,6 +69,10 @@ class Inner(abc.ABC):
         """The inverse."""
         self.storage.write(state, name, value)
 
+    def corrections(self, t: int) -> tuple[float, float]:  # noqa: ARG002
+        """What first and second moments of t steps must be divided by."""
+        return 1.0, 1.0
+
     def clear(self, state: State) -> None:
         """Forget everything, the step count of the bias correction included."""
         for name in self.names:
@@ -108,7 +112,7 @@ class Adam(Inner):
         return Move(M, N.sqrt().div_(root).add_(self.eps), lr / first, lr, 1 / first)
 
     def corrections(self, t: int) -> tuple[float, float]:
-        """(1 − β₁ᵗ, 1 − β₂ᵗ): what the moments of t steps must be divided by; ones without bias correction."""
+        """(1 − β₁ᵗ, 1 − β₂ᵗ); ones without bias correction."""
         if not self.correct_bias:
             return 1.0, 1.0
         return 1 - self.betas[0] ** t, 1 - self.betas[1] ** t

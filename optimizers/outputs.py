@@ -17,7 +17,7 @@ from torch import Tensor
 from optimizers.frames import Frame
 from optimizers.inner import Move, Rate, State, rms_clip
 
-TINY = 1e-8  # beside a norm that divides
+TINY = 1e-30  # beside a norm that divides: 0/0 is 0
 
 
 @dataclass

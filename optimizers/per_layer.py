@@ -9,7 +9,6 @@ after the hooks have run. Clip each matrix by its own norm with ``clip``.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ from optimizers.subspace import Subspace
 class PerLayer:
     """The handle: ``remove()`` ends it. ``accumulate``: backward passes a step; ``clip``: largest norm of each gradient, None for no clipping.
 
-    ``optimizer.step()`` and ``zero_grad()`` may stay in the training loop; there is nothing left for them to do. Learning-rate schedules act on
-    the optimizer as always. Raises ``ValueError`` when several processes train, or for an accumulation below 1.
+    Keep ``optimizer.step()`` in the loop, at the end of each accumulation: it steps those parameters that not every micro-batch used, whose
+    gradients are still there, and begins the next accumulation. Learning-rate schedules act on the optimizer as always. Raises
+    ``ValueError`` when several processes train, or for an accumulation below 1.
     """
 
     def __init__(self, optimizer: Subspace, *, accumulate: int = 1, clip: float | None = None) -> None:
@@ -33,23 +33,31 @@ class PerLayer:
             raise ValueError("per_layer: gradients are averaged over processes after these steps; use one process or optimizer.step()")
         self.optimizer, self.accumulate, self.clip = optimizer, accumulate, clip
         self.passes: dict[Tensor, int] = {}
-        self.handles = [
-            p.register_post_accumulate_grad_hook(functools.partial(self._arrived, group))
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.requires_grad
-        ]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self.handles: list[Any] = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters]
+        self.handles += [optimizer.register_step_pre_hook(self._late), optimizer.register_step_post_hook(self._ended)]
 
     @torch.no_grad()
-    def _arrived(self, group: dict[str, Any], p: Tensor) -> None:
+    def _arrived(self, p: Tensor) -> None:
         self.passes[p] = self.passes.get(p, 0) + 1
-        if self.passes[p] < self.accumulate:
-            return
-        self.passes[p] = 0
+        if self.passes[p] == self.accumulate:
+            self._clipped(p)
+            self.optimizer.step_of(p)
+            p.grad = None
+
+    def _late(self, *_: Any) -> None:
+        for p in self.passes:
+            if p.grad is not None:
+                self._clipped(p)
+
+    def _ended(self, *_: Any) -> None:
+        for p in self.passes:
+            p.grad = None
+        self.passes.clear()
+
+    def _clipped(self, p: Tensor) -> None:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_([p], self.clip)
-        self.optimizer.step_of(group, p)
-        p.grad = None
 
     def remove(self) -> None:
         """Gradients stay until ``optimizer.step()`` again."""

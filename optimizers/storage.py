@@ -59,7 +59,7 @@ class EightBit(Float):
         return _joined(blocks, value)
 
     def write(self, state: State, name: str, value: Tensor) -> None:
-        if value.ndim < 2 or value.shape[-2] * value.shape[-1] < self.smallest or value.dtype == torch.float64:
+        if value.ndim < 2 or not value.numel() or value.shape[-2] * value.shape[-1] < self.smallest or value.dtype == torch.float64:
             state[name] = value
             return
         from torchao.optim.quant_utils import quantize_8bit_with_qmap, scale_tensor

@@ -15,7 +15,6 @@ ints in ``optimizer.state``; ``p.grad`` and ``p.data`` keep their shapes.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,11 +24,12 @@ from torch import Tensor
 
 from estimators import processes
 from optimizers.bases import Basis, Draw, Identity
-from optimizers.buckets import Bucket, Member, buckets, members, stack
+from optimizers.buckets import Bucket, Member, buckets, members, norm_of, stack
 from optimizers.frames import Frame
+from optimizers.groups import check
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
 from optimizers.outputs import DROP, LIFT, Complement, Context, Lift
-from optimizers.storage import EightBit, Float
+from optimizers.storage import FLOAT, EightBit, Storage
 from optimizers.transports import KEEP, Transport
 
 Side = Literal["smaller", "larger", "left", "right"]
@@ -43,6 +43,7 @@ COMMON: dict[str, Any] = {
     "smallest_8bit": 4096,
     "rounding": "nearest",
     "foreach": None,
+    "clock": 0,  # calls of step()
 }
 
 
@@ -76,11 +77,12 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
     ``smallest_8bit`` numbers stay float), ``rounding`` of 16-bit weights ("nearest", or "stochastic", which is right in expectation), ``foreach``
     (equal shapes as one batch; None: on GPUs). ``seed`` of all draws. ``inject``: see the attribute.
 
-    ``step`` raises ``ValueError`` for gradients that are not finite before it changes anything, ``TypeError`` for sparse or sharded ones.
+    ``step`` raises ``ValueError`` for gradients that are not finite, or whose squares are not, before it changes anything, and ``TypeError`` for
+    sparse or sharded ones.
     """
 
-    variants: ClassVar[tuple[str, ...]] = ("paper",)
-    """What ``variant`` may be: the paper's rule, and where the published code has another one, that."""
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """What the named options may be. ``variant``: the paper's rule, and where the published code has another one, that."""
 
     inject: Injected | None = None
     """The one way to give a method its frame: a function (name of the parameter, steps made before this one) → frame, or None for the
@@ -91,8 +93,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         if unknown := options.keys() - COMMON.keys():
             known = ", ".join(sorted({"lr", "seed", *(own or {}), *COMMON}))
             raise TypeError(f"{type(self).__name__}({', '.join(sorted(unknown))}): unknown option, known are {known}")
-        self.seed = seed
-        super().__init__(params, COMMON | {"lr": lr, "rank": None} | (own or {}) | options)
+        super().__init__(params, COMMON | {"lr": lr, "rank": None, "seed": seed} | (own or {}) | options)
 
     @abc.abstractmethod
     def rule(self, group: dict[str, Any]) -> Rule:
@@ -103,34 +104,25 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         return self.rule(group) if group["rank"] is not None else Rule(basis=Identity(), inner=self.adam(group))
 
     @staticmethod
-    def adam(group: dict[str, Any], **options: Any) -> Adam:
+    def storage(group: dict[str, Any]) -> Storage:
+        """How a group's moments are kept."""
+        return EightBit(group["smallest_8bit"]) if group["states"] == "8bit" else FLOAT
+
+    @classmethod
+    def adam(cls, group: dict[str, Any], **options: Any) -> Adam:
         """Adam with a group's betas, eps and storage."""
-        storage = EightBit(group["smallest_8bit"]) if group["states"] == "8bit" else Float()
-        return Adam(betas=group["betas"], eps=group["eps"], storage=storage, **options)
+        return Adam(betas=group["betas"], eps=group["eps"], storage=cls.storage(group), **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's, and checked: values in range, and matrices where there is a rank."""
+        """As torch's, and checked: values in range, and matrices where there is a rank. A group that is refused is not added."""
         super().add_param_group(param_group)
-        group, call = self.param_groups[-1], type(self).__name__
-        for name in ("lr", "eps", "weight_decay"):
-            if not 0 <= group[name] < math.inf:
-                raise ValueError(f"{call}({name}={group[name]}): must be finite and not negative")
-        if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"{call}(betas={group['betas']}): must be in [0, 1)")
-        for name, known in (("states", ("float", "8bit")), ("rounding", ("nearest", "stochastic"))):
-            if group[name] not in known:
-                raise ValueError(f"{call}({name}={group[name]!r}): unknown, known are {', '.join(known)}")
-        if group.get("variant", "paper") not in self.variants:
-            raise ValueError(f"{call}(variant={group['variant']!r}): unknown, known are {', '.join(self.variants)}")
-        rank = group["rank"]
-        if rank is None:
-            return
-        if isinstance(rank, bool) or not ((isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)):
-            raise ValueError(f"{call}(rank={rank!r}): must be a positive integer, a fraction in (0, 1), or None for AdamW")
-        for p in group["params"]:
-            if p.ndim != 2:
-                raise ValueError(f"{call}(rank={rank}): projects matrices, got a parameter of shape {tuple(p.shape)}; give it rank=None")
-        self.rule(group)
+        try:
+            check(type(self).__name__, self.param_groups[-1], self.choices)
+            if self.param_groups[-1]["rank"] is not None:
+                self.rule(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     # one step
 
@@ -142,24 +134,26 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             with torch.enable_grad():
                 loss = closure()
         present = [(group, members(self, group)) for group in self.param_groups]
-        self._check_gradients([member for _, found in present for member in found])
+        self._check_gradients([member for _, found in present for member in found], "nothing was changed")
         for group, found in present:
             self._advance_all(group, found)
+            group["clock"] += 1
         return loss
 
     @torch.no_grad()
-    def step_of(self, group: dict[str, Any], p: Tensor) -> None:
-        """One step for the one parameter ``p`` of ``group``."""
+    def step_of(self, p: Tensor) -> None:
+        """One step for one parameter."""
+        group = next(group for group in self.param_groups if any(p is other for other in group["params"]))
         found = [member for member in members(self, group) if member.p is p]
-        self._check_gradients(found)
+        self._check_gradients(found, "this parameter was not changed")
         self._advance_all(group, found)
 
     def _advance_all(self, group: dict[str, Any], found: list[Member]) -> None:
         rule = self.rule_of(group)
-        for bucket in buckets(found, group["foreach"] if rule.basis.batched else False):
+        for bucket in buckets(found, group["foreach"] if rule.basis.batched and self.inject is None else False):
             self._advance(group, rule, bucket)
 
-    def _check_gradients(self, found: list[Member]) -> None:
+    def _check_gradients(self, found: list[Member], kept: str) -> None:
         gradients = [member.gradient for member in found if member.gradient.numel()]
         call = type(self).__name__
         for gradient in gradients:
@@ -167,24 +161,25 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
                 raise TypeError(f"{call}: sparse gradients are not supported")
             if processes.local(gradient) is not gradient:
                 raise TypeError(
-                    f"{call}: the parameter is sharded (DTensor) and its frame needs the whole matrix; use DistributedDataParallel, or"
+                    f"{call}: the parameter is sharded (DTensor) and a frame needs the whole matrix; use DistributedDataParallel, or"
                     " estimators.convert with any torch optimizer under fully_shard"
                 )
-        sums = [gradient.sum().to(gradients[0].device) for gradient in gradients]  # one pass, one wait
-        if sums and not bool(torch.stack([total.float() for total in sums]).isfinite().all()):
-            bad = [member.name for member in found if not bool(member.gradient.sum().isfinite())]
-            raise ValueError(f"{call}.step(): NaN or infinite gradient of {', '.join(bad[:3])}; nothing was changed")
+        norms = [norm_of(gradient).to(gradients[0].device) for gradient in gradients]  # one pass, one wait
+        if norms and not bool(torch.stack([norm.isfinite() for norm in norms]).all()):
+            bad = [member.name for member in found if member.gradient.numel() and not bool(norm_of(member.gradient).isfinite())]
+            raise ValueError(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
 
     def _advance(self, group: dict[str, Any], rule: Rule, bucket: Bucket) -> None:
         flipped = group["rank"] is not None and _flipped(bucket.shape, rule.side)
         W, G, state = bucket.weights(flipped), bucket.gradients(flipped), bucket.state()
         draws = state["draws"]
 
-        rate: Rate = group["lr"] * rule.multiplier
-        decay: Rate = 1 - group["lr"] * group["weight_decay"]
+        lr = float(group["lr"])  # schedules may make it a tensor
+        rate: Rate = lr * rule.multiplier
+        decay: Rate = 1 - lr * group["weight_decay"]
         if rule.relative is not None:
             weight_rms = rms(stack(W)).clamp_min(rule.relative)
-            rate, decay = rate * weight_rms, 1 - group["lr"] * weight_rms * group["weight_decay"]
+            rate, decay = rate * weight_rms, 1 - lr * weight_rms * group["weight_decay"]
         context = self._inner_step(group, rule, bucket, G, state, rate)
         low, dense = rule.output.low(context), rule.output.dense(context, rate)
         term = rule.complement.term(context)
@@ -194,7 +189,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         _add(W, context.frame, low, [change for change in (dense, term) if change is not None])
         if group["weight_decay"] and rule.decay_last:
             _scale(W, decay)
-        bucket.write_weights(W, flipped, self.seed if group["rounding"] == "stochastic" else None)
+        bucket.write_weights(W, flipped, group["seed"] if group["rounding"] == "stochastic" else None)
         state["clock"] += 1
         bucket.write_state(state, unchanged=context.frame.tensors().keys() if state["draws"] == draws else ())
 
@@ -205,7 +200,8 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         if old is not None and name in state and (rule.complement.needs_history or rule.output.needs_history or rule.basis.needs_mean):
             history = old.lift(inner.moment(state, name), G)
         G = rule.complement.enter(G, state)
-        if old is None or (rule.every is not None and (state["clock"] + rule.phase) % rule.every == 0):
+        clock = state["clock"] if rule.basis.batched else group["clock"]
+        if old is None or (rule.every is not None and (clock + rule.phase) % rule.every == 0):
             frame = self._choose(group, rule, bucket, G, state, old, history)
             if old is not None and state["step"]:
                 memo = rule.transport.carry(inner, state, old, frame)
@@ -226,15 +222,14 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
     def _choose(
         self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, old: Frame | None, history: Tensor | None
     ) -> Frame:
-        if self.inject is not None:
-            given = [frame for name in bucket.names if (frame := self.inject(name, state["clock"])) is not None]
-            kind: Any = rule.basis.frame
-            if not all(isinstance(frame, kind) for frame in given):
-                raise ValueError(f"{type(self).__name__}.inject: the frame must be {kind.__name__}, got {type(given[0]).__name__}")
-            if len(given) == len(bucket.names):
-                return kind(*(stack([frame.tensors()[key] for frame in given]) for key in given[0].tensors()))
-        mean = history / rule.inner.corrections(state["step"])[0] if history is not None and isinstance(rule.inner, Adam) else history
-        draw = Draw(bucket.names, self.seed, state["draws"], state["clock"], bucket.place, len(group["params"]), old, mean)
+        if self.inject is not None and (given := self.inject(bucket.names[0], state["clock"])) is not None:
+            kind = rule.basis.frame
+            if not isinstance(given, kind):
+                raise ValueError(f"{type(self).__name__}.inject: the frame must be {kind.__name__}, got {type(given).__name__}")
+            return given
+        mean = None if history is None else history / rule.inner.corrections(state["step"])[0]
+        turn = group["clock"] // rule.every if rule.every else 0
+        draw = Draw(bucket.names, group["seed"], state["draws"], state["clock"], turn, bucket.place, len(group["params"]), old, mean)
         return rule.basis.choose(G, draw)
 
     # checkpoints and sizes
@@ -267,10 +262,8 @@ def _flipped(shape: tuple[int, ...], side: Side) -> bool:
 
 
 def _scale(W: list[Tensor], factor: Rate) -> None:
-    if not isinstance(factor, Tensor):
-        torch._foreach_mul_(W, factor)  # pyright: ignore[reportPrivateImportUsage]
-    else:
-        torch._foreach_mul_(W, list(factor.reshape(len(W), 1, 1)))  # pyright: ignore[reportPrivateImportUsage]
+    for i, weight in enumerate(W):
+        weight.mul_(factor if not isinstance(factor, Tensor) or len(W) == 1 else factor[i])
 
 
 def _add(W: list[Tensor], frame: Frame, low: tuple[Tensor, float] | None, dense: list[Tensor]) -> None:

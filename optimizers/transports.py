@@ -1,8 +1,8 @@
-"""What becomes of the inner rule's moments when the frame changes. R = change of coordinates, sketch_new(lift_old(B)) = BR.
+"""What becomes of the inner rule's moments when the frame changes. R: coordinates in the old frame to coordinates in the new.
 
 ``KEEP``            nothing: the numbers now mean something else (GaLore).
 ``Reset``           forgotten, with the step count of the bias correction (FRUGAL, Grass).
-``ReprojectFirst``  M ← MR; N stays (Flora, GoLore).
+``ReprojectFirst``  M ← sketch_new(lift_old(M)); N stays (Flora, GoLore).
 ``ReprojectBoth``   also N ← (1−β₂ᵗ)·|(N̂ − M̂²)(R∘R) + (M̂R)²|: mean and variance of rotated numbers whose errors are uncorrelated
                     (LDAdam, 2410.16103).
 ``ReprojectFilled`` the same inside the old frame; the part 1 − Σⱼ Rⱼᵢ² of a direction that lies outside it has the row's mean N, so that
@@ -42,7 +42,7 @@ class Reset(Transport):
 
 
 class ReprojectFirst(Transport):
-    """M ← MR."""
+    """M is lifted and sketched anew: with an unbiased law its lift stays what it was in expectation."""
 
     def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> Any:
         M = inner.moment(state, inner.first)
@@ -59,14 +59,13 @@ class ReprojectBoth(Transport):
         if not isinstance(inner, Adam):
             raise ValueError(f"{type(self).__name__}: the second moment of {type(inner).__name__} cannot be re-projected")
         M, N = inner.moment(state, inner.first), inner.moment(state, inner.second)
-        R = old.change(new).to(M.dtype)
+        R = old.coordinates(new).to(M.dtype)
         first, second = inner.corrections(state["step"])
         mean = M / first
         variance = N / second - mean.square()
         squares = (variance @ R.square() + (mean @ R).square()).abs()
         if self.filled:
-            outside = (1 - R.square().sum(-2, keepdim=True)).clamp_min(0)
-            squares = squares + outside * (N.mean(-1, keepdim=True) / second)
+            squares = squares + old.unseen(new, N / second)
         inner.write(state, str(inner.first), M @ R)
         inner.write(state, str(inner.second), squares * second)
 

@@ -57,6 +57,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
             "method": name,
             "arXiv": paper(name) if name in OPTIMIZERS else "",
             "state": row["formula"],
+            "bytes": f"{int(row['state_bytes']):,}",
             "/AdamW": f"{row['over_adamw']:.3f}",
             **{way: found.get(name, {}).get(way, "") for way in WAYS},
         }

@@ -168,6 +168,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "laws": law_table,
         "training": training_table,
         "optimizers": optimizers.markdown,
+        "updates": updates_table,
         "bench": bench_table,
         "memory": memory_table,
     },

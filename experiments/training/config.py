@@ -53,6 +53,8 @@ class Config:
     """α, scale of the projected update of galore and others; the method's own if none."""
     variant: str = "paper"
     """Rule of galore and others: paper, or reference-code where the published code differs."""
+    random_from: int = 0
+    """golore: steps after which directions are random."""
     optimizer: Optimizer = "adamw"
     """adamw, sgd (momentum 0.9), muon (matrices; AdamW for the rest), adamw8bit (torchao)."""
     lr: float = 3e-3

@@ -66,7 +66,8 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
         options: dict[str, Any] = {} if name == "apollo_mini" else {"rank": config.rank if name == "frugal" else rank}
         options |= {} if name == "ldadam" else {"every": NEVER}
         optimizer = kind(parameters, 1e-3, **options)
-        row = pairs(lambda: _products(parameters, rank), {name: optimizer.step}, device, repeats)[1] | {"over": "two products"}
+        row: dict[str, Any] = pairs(lambda: _products(parameters, rank), {name: optimizer.step}, device, repeats)[1]
+        row["over"] = "two products"
         found.append(row | ({"target": PRODUCTS_LIMIT, "holds": row["ratio"] <= PRODUCTS_LIMIT} if name == "galore" else {}))
     for name, (package, made, ours) in PACKAGES.items():
         try:

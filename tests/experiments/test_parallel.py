@@ -48,9 +48,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and b
     "bf16 ddp": {"precision": "bf16"},
     "bf16 fsdp": {"precision": "bf16", **FSDP},
     "moved ddp": {"checkpoint_every": 2, "law": "spectral", "rank": 4, "keep": 1.0},
-    "galore ddp": {"method": "galore", "rank": 8},
-    "ldadam ddp": {"method": "ldadam", "rank": 8},
-    "spectral_adam ddp": {"method": "spectral_adam", "rank": 8},
+    "galore ddp": {"method": "galore", "rank": 4},
+    "ldadam ddp": {"method": "ldadam", "rank": 4},
+    "spectral_adam ddp": {"method": "spectral_adam", "rank": 4},
     "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from optimizers import OPTIMIZERS, Fira, Frugal, GaLore, GoLore, Plumage, SpectralAdam, Subspace
-from optimizers.frames import Columns, Dense, Everything, Weighted
+from optimizers.frames import Balanced, Columns, Dense, Everything
 from optimizers.inner import Adam
 from optimizers.transports import ReprojectBoth, ReprojectFirst, Reset
 
@@ -58,7 +58,7 @@ def test_full_rank_in_the_identity_basis_is_adamw_to_the_last_bit(
     optimizer: Any = method(mine, lr=3e-3, rank=n, every=1000, weight_decay=0.1, betas=(0.9, 0.98), **options)
     weighted = method in (Plumage, SpectralAdam)
     eye = torch.eye(n, dtype=dtype)
-    optimizer.inject = lambda *_: Weighted(eye, torch.ones(n, dtype=dtype)) if weighted else Dense(eye)
+    optimizer.inject = lambda *_: Balanced(eye, torch.ones(n, dtype=dtype)) if weighted else Dense(eye)
     peer = torch.optim.AdamW(theirs, lr=3e-3, weight_decay=0.1, betas=(0.9, 0.98), foreach=False)
     assert torch.equal(run(optimizer, mine, 30)[0], run(peer, theirs, 30)[0])
 

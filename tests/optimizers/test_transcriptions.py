@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optimizers import Apollo, Fira, Flora, Frugal, GaLore, GoLore, LDAdam, Plumage, SpectralAdam, Subspace
-from optimizers.frames import Dense, Frame, Weighted
+from optimizers.frames import Balanced, Dense, Frame, Weighted
 from tests.optimizers import transcriptions as naive
 
 SHAPES = [(12, 20), (16, 16), (21, 9), (5, 40)]
@@ -102,8 +102,8 @@ def test_golore(shape: tuple[int, int]) -> None:
     P = frames(shape)
     compare(
         shape,
-        lambda ps: GoLore(ps, lr=0.02, scale=0.7, **OURS),
-        lambda W, Gs: naive.golore(W, Gs, P, EVERY, lr=0.02, alpha=0.7, **ADAM),
+        lambda ps: GoLore(ps, lr=0.02, scale=0.7, weight_decay=0.1, **OURS),
+        lambda W, Gs: naive.golore(W, Gs, P, EVERY, lr=0.02, alpha=0.7, wd=0.1, **ADAM),
         P,
     )
 
@@ -126,8 +126,8 @@ def test_fira(shape: tuple[int, int]) -> None:
     P = frames(shape)
     compare(
         shape,
-        lambda ps: Fira(ps, lr=0.02, scale=0.7, **OURS),
-        lambda W, Gs: naive.fira(W, Gs, P, lr=0.02, alpha=0.7, **ADAM),
+        lambda ps: Fira(ps, lr=0.02, scale=0.7, weight_decay=0.1, **OURS),
+        lambda W, Gs: naive.fira(W, Gs, P, lr=0.02, alpha=0.7, wd=0.1, **ADAM),
         P,
     )
 
@@ -153,8 +153,8 @@ def test_frugal(shape: tuple[int, int], sign: bool) -> None:
     P = frames(shape)
     compare(
         shape,
-        lambda ps: Frugal(ps, lr=0.02, part="random", rest="sign" if sign else "sgd", rest_scale=0.3, **OURS),
-        lambda W, Gs: naive.frugal(W, Gs, P, EVERY, lr=0.02, c=0.3, sign=sign, **ADAM),
+        lambda ps: Frugal(ps, lr=0.02, part="random", rest="sign" if sign else "sgd", rest_scale=0.3, weight_decay=0.1, **OURS),
+        lambda W, Gs: naive.frugal(W, Gs, P, EVERY, lr=0.02, c=0.3, wd=0.1, sign=sign, **ADAM),
         P,
     )
 
@@ -178,17 +178,20 @@ def test_ldadam(shape: tuple[int, int]) -> None:
         pytest.param(SpectralAdam, marks=pytest.mark.check("b", "spectral_adam")),
     ],
 )
-def test_spectral(shape: tuple[int, int], method: type[Subspace]) -> None:
+@pytest.mark.parametrize("weights", ["both", "lift"])
+def test_spectral(shape: tuple[int, int], method: Any, weights: str) -> None:
     P = frames(shape)
     pi = np.random.default_rng(3).uniform(0.2, 1, (STEPS, RANK))
 
     def at(t: int) -> np.ndarray:
         return pi[t // EVERY]
 
+    filled, half = method is SpectralAdam, weights == "both"
+    kind = Balanced if half else Weighted
     compare(
         shape,
-        lambda ps: method(ps, lr=0.02, scale=0.7, **OURS),
-        lambda W, Gs: naive.spectral(W, Gs, P, at, EVERY, lr=0.02, alpha=0.7, filled=method is SpectralAdam, **ADAM),
+        lambda ps: method(ps, lr=0.02, scale=0.7, weight_decay=0.1, weights=weights, **OURS),
+        lambda W, Gs: naive.spectral(W, Gs, P, at, EVERY, lr=0.02, alpha=0.7, wd=0.1, filled=filled, half=half, **ADAM),
         P,
-        wrap=lambda t, Q: Weighted(Q, 1 / torch.tensor(at(t))),
+        wrap=lambda t, Q: kind(Q, 1 / torch.tensor(at(t))),
     )

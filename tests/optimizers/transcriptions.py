@@ -51,7 +51,9 @@ def galore_adafactor(W: Array, Gs: list[Array], P: Frames, *, lr: float, alpha: 
     return out
 
 
-def golore(W: Array, Gs: list[Array], P: Frames, refresh: int, *, lr: float, alpha: float, b1: float, b2: float, eps: float) -> list[Array]:
+def golore(
+    W: Array, Gs: list[Array], P: Frames, refresh: int, *, lr: float, alpha: float, b1: float, b2: float, eps: float, wd: float
+) -> list[Array]:
     """GaLore with M ← P_newᵀP_old M at a refresh (2410.11289)."""
     M, V = 0.0, 0.0
     out = []
@@ -61,7 +63,7 @@ def golore(W: Array, Gs: list[Array], P: Frames, refresh: int, *, lr: float, alp
         R = P(t).T @ G
         M = b1 * M + (1 - b1) * R
         V = b2 * V + (1 - b2) * R**2
-        W = W - lr * alpha * P(t) @ (M / (1 - b1 ** (t + 1)) / (np.sqrt(V / (1 - b2 ** (t + 1))) + eps))
+        W = (1 - lr * wd) * W - lr * alpha * P(t) @ (M / (1 - b1 ** (t + 1)) / (np.sqrt(V / (1 - b2 ** (t + 1))) + eps))
         out.append(W)
     return out
 
@@ -79,15 +81,13 @@ def flora(W: Array, Gs: list[Array], P: Frames, refresh: int, *, lr: float, beta
     return out
 
 
-def _limited(S: Array, before: float | None, gamma: float = 1.01) -> tuple[Array, float]:
+def _limited(S: Array, before: float | None, gamma: float = 1.01) -> Array:
+    """If ‖S‖ has grown by more than γ, S is scaled to γ times the norm before."""
     norm = float(np.linalg.norm(S))
-    if before is None:
-        return S, norm
-    excess = max(norm / (before + 1e-8), gamma) / gamma
-    return S / excess, norm / excess
+    return S if before is None or norm <= gamma * before else S * (gamma * before / norm)
 
 
-def fira(W: Array, Gs: list[Array], P: Frames, *, lr: float, alpha: float, b1: float, b2: float, eps: float) -> list[Array]:
+def fira(W: Array, Gs: list[Array], P: Frames, *, lr: float, alpha: float, b1: float, b2: float, eps: float, wd: float) -> list[Array]:
     """GaLore and the scaled residual (2410.01623)."""
     M = V = 0.0
     before = None
@@ -97,9 +97,10 @@ def fira(W: Array, Gs: list[Array], P: Frames, *, lr: float, alpha: float, b1: f
         M = b1 * M + (1 - b1) * R
         V = b2 * V + (1 - b2) * R**2
         N = (M / (1 - b1 ** (t + 1))) / (np.sqrt(V / (1 - b2 ** (t + 1))) + eps)
-        phi = np.linalg.norm(N, axis=0) / (np.linalg.norm(R, axis=0) + 1e-8)
-        S, before = _limited((G - P(t) @ R) * phi, before)
-        W = W - lr * (alpha * P(t) @ N + S)
+        phi = np.linalg.norm(N, axis=0) / np.linalg.norm(R, axis=0)
+        S = _limited((G - P(t) @ R) * phi, before)
+        before = float(np.linalg.norm(S))
+        W = (1 - lr * wd) * W - lr * (alpha * P(t) @ N + S)
         out.append(W)
     return out
 
@@ -117,15 +118,16 @@ def apollo(
         V = b2 * V + (1 - b2) * R**2
         N = (M / (1 - b1 ** (t + 1))) / (np.sqrt(V / (1 - b2 ** (t + 1))) + eps)
         axis = None if whole else 0
-        s = np.linalg.norm(N, axis=axis) / (np.linalg.norm(R, axis=axis) + 1e-8)
-        S, before = _limited(G * s, before)
+        s = np.linalg.norm(N, axis=axis) / np.linalg.norm(R, axis=axis)
+        S = _limited(G * s, before)
+        before = float(np.linalg.norm(S))
         W = (1 - lr * wd) * W - lr * alpha * S
         out.append(W)
     return out
 
 
 def frugal(
-    W: Array, Gs: list[Array], P: Frames, refresh: int, *, lr: float, c: float, b1: float, b2: float, eps: float, sign: bool
+    W: Array, Gs: list[Array], P: Frames, refresh: int, *, lr: float, c: float, b1: float, b2: float, eps: float, wd: float, sign: bool
 ) -> list[Array]:
     """Adam on PᵀG, reset at every refresh, and a step without state on the rest (2411.07837)."""
     M = V = 0.0
@@ -139,7 +141,11 @@ def frugal(
         M = b1 * M + (1 - b1) * R
         V = b2 * V + (1 - b2) * R**2
         rest = G - P(t) @ R
-        W = W - lr * P(t) @ (M / (1 - b1**k) / (np.sqrt(V / (1 - b2**k)) + eps)) - lr * c * (np.sign(rest) if sign else rest)
+        W = (
+            (1 - lr * wd) * W
+            - lr * P(t) @ (M / (1 - b1**k) / (np.sqrt(V / (1 - b2**k)) + eps))
+            - lr * c * (np.sign(rest) if sign else rest)
+        )
         out.append(W)
     return out
 
@@ -182,23 +188,29 @@ def spectral(
     b1: float,
     b2: float,
     eps: float,
+    wd: float,
     filled: bool,
+    half: bool,
 ) -> list[Array]:
-    """PLUMAGE, and with ``filled`` SpectralAdam: P orthonormal, weights 1/π at the lift, both moments carried."""
-    M, V = np.zeros((P(0).shape[1], W.shape[1])), np.zeros((P(0).shape[1], W.shape[1]))
+    """PLUMAGE, and with ``filled`` SpectralAdam: P orthonormal; 1/π half at sketch and lift (``half``), or all at the lift."""
+    M = V = np.zeros((P(0).shape[1], W.shape[1]))
     out = []
     for t, G in enumerate(Gs):
+        D = np.diag(pi(t) ** -0.5) if half else np.eye(len(pi(t)))  # what stretches the coordinates PᵀG
         if t and t % refresh == 0:
-            C = P(t).T @ P(t - 1)
+            E = np.diag(pi(t - 1) ** -0.5) if half else np.eye(len(pi(t)))
+            C = D @ P(t).T @ P(t - 1) @ np.linalg.inv(E)
             m, v = M / (1 - b1**t), V / (1 - b2**t)
             new = np.abs((C * C) @ (v - m**2) + (C @ m) ** 2)
             if filled:
-                new = new + np.maximum(0, 1 - (C**2).sum(1))[:, None] * v.mean(0)
+                seen = ((P(t).T @ P(t - 1)) ** 2).sum(1)
+                new = new + np.maximum(0, 1 - seen)[:, None] * (D @ D) @ np.tile((np.linalg.inv(E @ E) @ v).mean(0), (len(seen), 1))
             M, V = C @ M, (1 - b2**t) * new
-        R = P(t).T @ G
+        R = D @ P(t).T @ G
         M = b1 * M + (1 - b1) * R
         V = b2 * V + (1 - b2) * R**2
         N = (M / (1 - b1 ** (t + 1))) / (np.sqrt(V / (1 - b2 ** (t + 1))) + eps)
-        W = W - lr * alpha * P(t) @ np.diag(1 / pi(t)) @ N
+        lift = P(t) @ (D if half else np.diag(1 / pi(t)))
+        W = (1 - lr * wd) * W - lr * alpha * lift @ N
         out.append(W)
     return out

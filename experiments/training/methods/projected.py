@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from experiments.training.config import Config
 
 BETAS = (0.9, 0.95)  # of full AdamW in this loop, and of every method that does not name its own
-FIELDS = {"rank": "rank", "every": "refresh_every", "scale": "alpha", "variant": "variant"}  # option → field of the configuration
+FIELDS = {
+    "rank": "rank",
+    "every": "refresh_every",
+    "scale": "alpha",
+    "variant": "variant",
+    "random_from": "random_from",
+}  # option → field of the configuration
 
 
 class Projected(Full):

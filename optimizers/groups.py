@@ -1,0 +1,50 @@
+"""The options of a parameter group: what each may be, checked before a group is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+SIDES = ("smaller", "larger", "left", "right")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "states": ("float", "8bit"),
+    "rounding": ("nearest", "stochastic"),
+    "side": SIDES,
+    "variant": ("paper",),
+}
+SHARES = ("beta", "beta1", "momentum", "rho", "floor")  # in [0, 1)
+POSITIVE = ("scale", "keep", "limit", "clip", "relative", "rest_scale")
+COUNTS = ("every", "smallest_8bit", "random_from")
+
+
+def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ``ValueError`` that names the call, the option and the value. ``choices``: of the method, beside the common ones."""
+    for name, known in (CHOICES | dict(choices)).items():
+        if group.get(name, known[0]) not in known:
+            raise ValueError(f"{call}({name}={group[name]!r}): unknown, known are {', '.join(known)}")
+    for name in ("lr", "eps", "weight_decay"):
+        if not 0 <= group[name] < math.inf:
+            raise ValueError(f"{call}({name}={group[name]}): must be finite and not negative")
+    for name in SHARES:
+        if (value := group.get(name)) is not None and not 0 <= value < 1:
+            raise ValueError(f"{call}({name}={value}): must be in [0, 1)")
+    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"{call}(betas={group['betas']}): must be two numbers in [0, 1)")
+    for name in POSITIVE:
+        if (value := group.get(name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"{call}({name}={value}): must be positive and finite")
+    for name in COUNTS:
+        if (value := group.get(name)) is not None and (not isinstance(value, int) or value < (1 if name == "every" else 0)):
+            raise ValueError(f"{call}({name}={value}): must be an integer of at least {1 if name == 'every' else 0}")
+    _check_rank(call, group["rank"], group["params"])
+
+
+def _check_rank(call: str, rank: Any, params: list[Any]) -> None:
+    if rank is None:
+        return
+    if isinstance(rank, bool) or not ((isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)):
+        raise ValueError(f"{call}(rank={rank!r}): must be a positive integer, a fraction in (0, 1), or None for AdamW")
+    for p in params:
+        if p.ndim != 2:
+            raise ValueError(f"{call}(rank={rank}): projects matrices, got a parameter of shape {tuple(p.shape)}; give it rank=None")

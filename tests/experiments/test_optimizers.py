@@ -1,0 +1,97 @@
+"""`lowrank optimizers`: state as the formula says, promises held and a false one refused, and what reaches terminal, report, CSV and README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from experiments import bench, cli, optimizers, publish, report, runs
+from experiments.pages import optimizers as page
+from optimizers import OPTIMIZERS
+from theory import optimizer_state
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    config = optimizers.Config(draws=96, period=4, shape=(48, 64), rank=12, runs_dir=tmp_path_factory.mktemp("runs"), quiet=True)
+    return optimizers.main(config)
+
+
+def rows(run: runs.Run, kind: str) -> dict[str, dict[str, float]]:
+    return {row["method"]: row for row in run.rows() if row["kind"] == kind}
+
+
+def test_state_is_counted_and_promises_hold(run: runs.Run) -> None:
+    states = rows(run, "state")
+    assert list(states) == ["adamw", *OPTIMIZERS] and set(states) == set(optimizer_state.FORMULAS)
+    assert all(row["state_bytes"] == row["predicted_bytes"] for row in states.values())
+    paths = rows(run, "path")
+    assert {name for name, row in paths.items() if "claim" in row} == set(optimizers.CLAIMS)
+    assert all(row["holds"] for row in paths.values() if "holds" in row)
+    for name in ("galore", "fira"):  # biased, and not by chance
+        assert paths[name]["bias2"] > 8 * paths[name]["bias2_error"] > 0
+    updates = rows(run, "update")
+    assert updates["adamw"]["cosine_with_adamw"] == pytest.approx(1) and updates["adamw"]["length_over_adamw"] == pytest.approx(1)
+    assert all(-1 <= row["cosine_with_gradient"] <= 1 for row in updates.values())
+
+
+def test_a_promise_that_is_false_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimizers.CLAIMS, "galore", lambda _: 1.0)
+    config = optimizers.Config(draws=96, period=4, runs_dir=tmp_path, quiet=True)
+    row = optimizers._path(config, "galore")
+    assert not row["holds"] and row["resolution"] < 0.1
+
+
+def test_a_step_of_replicas_is_a_step_of_one() -> None:
+    """The update that is measured of a replica is the one that the optimizer makes of its gradients alone."""
+    config = optimizers.Config(draws=32, period=3)
+    draw = optimizers._replicas(config, "galore", 1)
+    together = draw(3, torch.Generator().manual_seed(1))
+    g, generator = optimizers._gradient(config), torch.Generator().manual_seed(1)
+    spread = (config.noise * float(g.square().sum()) / g.numel()) ** 0.5
+    noise = torch.stack([torch.randn(3, *g.shape, generator=generator, dtype=g.dtype) for _ in range(3)])
+    p = torch.nn.Parameter(torch.zeros_like(g))
+    optimizer = OPTIMIZERS["galore"]([p], optimizers.LR, rank=6, every=3)
+    for t in range(3):
+        before = p.detach().clone()
+        p.grad = g + spread * noise[t, 2]
+        optimizer.step()
+    torch.testing.assert_close((before - p.detach()) / optimizers.LR, together[2], rtol=0, atol=1e-9)
+
+
+def test_it_is_shown_reported_and_published(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["--runs-dir", str(run.path.parent), *["--draws", "96", "--period", "4", "--shape", "48", "64", "--rank", "12", "--quiet"]]
+    assert cli.main(["optimizers", *again]) == 0
+    shown = capsys.readouterr().out
+    assert "2403.03507" in shown and "spectral_adam" in shown and "mr + 2nr + mn" in shown
+    html = report.main(report.Config(run=(run.path,), out=tmp_path / "report.html")).read_text(encoding="utf-8")
+    assert "Optimizers whose state lives in a frame" in html and "8 of 8" in html and "deliberately differs" in html
+    publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
+    assert len(pd.read_csv(tmp_path / "results" / "optimizers" / "24x32-update.csv")) == 1 + len(OPTIMIZERS)
+    written = page.markdown(tmp_path / "results")
+    assert written.count("| galore |") == 2 and page.markdown(tmp_path) == "not yet run"
+
+
+def test_every_method_names_its_paper_and_its_differences() -> None:
+    assert all(page.paper(name) for name in OPTIMIZERS)
+    for name in ("galore", "golore", "flora", "fira", "apollo", "frugal", "ldadam", "plumage"):
+        assert len(page.differences(name)) > 60, name
+
+
+def test_the_committed_checks_are_of_every_method() -> None:
+    told = page.checks()
+    assert set(told) == set(OPTIMIZERS)
+    for name, ways in told.items():
+        assert {"a", "b"} <= set(ways), name
+        assert all(passed == tests for passed, tests in (count.split("/") for count in ways.values())), name
+
+
+def test_updates_are_timed_beside_their_products(tmp_path: Path) -> None:
+    config = bench.Config(model="tiny", group=("optimizers",), rank=0.25, sequences=2, length=32, repeats=5, runs_dir=tmp_path, quiet=True)
+    found = [row for row in bench.main(config).rows() if row["kind"] == "optimizers"]
+    assert [row["name"] for row in found if row["over"] == "two products"] == list(OPTIMIZERS)
+    refreshes = [row for row in found if row["name"] == "galore refresh"]
+    assert refreshes and all(row["energy"] > 0.9 and row["seconds"] > 0 for row in refreshes)
