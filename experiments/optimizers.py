@@ -5,7 +5,7 @@ on of a mini-batch gradient, lifted back, against the true gradient g: alignment
 bias and variance over ‖g‖². ``update``: what the weight gets after the nonlinearity, in the last of a period's steps: the cosine of its mean
 with g and with AdamW's mean update on the same gradients, its length beside AdamW's, and its noise.
 Gradients are g + noise with a decaying spectrum, frames were chosen by the first gradient of a period and have aged since, and every draw is
-a replica of its own with its own gradients. An update's steps are its learning rate in the limit of small ones: the gradient's law does not move.
+a replica of its own with its own gradients. They are those of small learning rates: the law of the gradients does not move with the weights.
 """
 
 from __future__ import annotations

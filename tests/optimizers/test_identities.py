@@ -104,6 +104,10 @@ def test_apollo_moves_along_the_gradient(method: str, shape: tuple[int, int]) ->
     ratio = ratio if shape[0] >= shape[1] else ratio.mT
     assert bool((ratio > 0).all())
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-9, atol=0)
+    V = optimizer.state[p]["V"]
+    R = (G if shape[0] >= shape[1] else G.mT) @ V  # at the first step Adam's direction is the sign of R, but for ε
+    length = V.shape[1] ** 0.5 / R.norm(dim=1, keepdim=True) if method == "apollo" else 128**0.5 * R.numel() ** 0.5 / R.norm()
+    torch.testing.assert_close(ratio, (0.1 * length).expand_as(ratio), rtol=1e-5, atol=0)
     if method == "apollo_mini":
         torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-9, atol=0)
 
