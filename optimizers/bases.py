@@ -2,7 +2,7 @@
 
 ``TopSingular``   the r leading right singular vectors, exactly or by power iteration from the last ones (GaLore).
 ``FromLaw``       V of a law of ``estimators``, which does not look at G (Flora, GoLore, APOLLO).
-``Spectral``      directions of G drawn with the law of theory.md §3, importance weights at the lift (PLUMAGE, SpectralAdam).
+``Spectral``      directions of G drawn with the spectral law, and their importance weights (PLUMAGE, SpectralAdam).
 ``PowerIteration``one block power iteration on momentum and gradient, from the last V (LDAdam).
 ``RandomColumns``, ``RandomEntries``   a part of the identity (FRUGAL); ``Turns``  whole matrices by turns (FRUGAL); ``Identity``  all of G.
 ``Switch``        one basis before a step of training, another from it on (GoLore).

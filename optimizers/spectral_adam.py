@@ -1,6 +1,6 @@
 """SpectralAdam, our own: Adam on directions drawn with the spectral law, moments carried exactly and filled where nothing is known.
 
-    every T steps: k leading right singular directions of G by a range finder, the rest isotropic (theory.md §3, sketched form);
+    every T steps: k leading right singular directions of G by a range finder, the rest isotropic (estimators/spectral.py);
                    J by the inclusion probabilities π of least variance;  Q = [drawn directions, a Haar frame for those of the rest];  V = Q·π_J^(−½)
     R = GV;  W ← (1 − ηλ)W − η·α·(M̂/(√N̂ + ε))·Vᵀ
     moments: M ← MC, N ← the mean square of rotated numbers of known mean and variance, C = V⁺V_new; the share of a new direction that lies
