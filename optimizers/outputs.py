@@ -17,6 +17,7 @@ from torch import Tensor
 from optimizers.frames import Frame
 from optimizers.inner import Move, Rate, State, rms_clip
 
+Change = tuple[Tensor, Rate]  # X (*batch, M, N) and a factor: a number, (*batch, M, 1) or (*batch, 1, 1); the weight gets factor·X
 TINY = 1e-30  # beside a norm that divides: 0/0 is 0
 
 
@@ -46,8 +47,8 @@ class Complement:
         """The gradient that the frame is to see."""
         return G
 
-    def term(self, context: Context) -> Tensor | None:  # noqa: ARG002
-        """A change of the weight, (*batch, M, N), beside the output's."""
+    def term(self, context: Context) -> Change | None:  # noqa: ARG002
+        """A change of the weight beside the output's."""
         return None
 
 
@@ -60,8 +61,8 @@ class Sign(Complement):
 
     scale: float = 1.0
 
-    def term(self, context: Context) -> Tensor:
-        return context.residual().sign_().mul_(context.move.size * -self.scale)
+    def term(self, context: Context) -> Change:
+        return context.residual().sign_(), context.move.size * -self.scale
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Descent(Complement):
 
     scale: float = 1.0
 
-    def term(self, context: Context) -> Tensor:
-        return context.residual().mul_(context.move.size * -self.scale)
+    def term(self, context: Context) -> Change:
+        return context.residual(), context.move.size * -self.scale
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,24 @@ class Limiter:
 
     gamma: float = 1.01
 
-    def __call__(self, S: Tensor, state: State) -> Tensor:
-        norm = torch.linalg.matrix_norm(S, keepdim=True)
+    def __call__(self, norm: Tensor, state: State) -> Tensor:
+        """The factor (*batch, 1, 1) for a matrix whose norm is ``norm``."""
         before = state.get("limit")
-        state["limit"] = norm
         if before is None:
-            return S
+            state["limit"] = norm
+            return torch.ones_like(norm)
         excess = (norm / (before + TINY)).clamp_min(self.gamma) / self.gamma
-        excess = torch.where(before > 0, excess, 1.0)
-        state["limit"] = norm / excess
-        return S / excess
+        factor = torch.where(before > 0, 1 / excess, 1.0)
+        state["limit"] = norm * factor
+        return factor
+
+
+def limited(X: Tensor, scale: Tensor, limiter: Limiter | None, state: State) -> Tensor:
+    """``scale`` (*batch, M or 1, 1) of the rows of X, so that the norm of scale∘X grows as the limiter lets it; scale∘X is never formed."""
+    if limiter is None:
+        return scale
+    rows = torch.linalg.vector_norm(X, dim=-1, keepdim=True) * scale
+    return scale * limiter(torch.linalg.vector_norm(rows, dim=(-2, -1), keepdim=True), state)
 
 
 def growth(context: Context, whole: bool = False) -> Tensor:
@@ -106,10 +115,9 @@ class Scaled(Complement):
     alpha: float = 1.0
     limiter: Limiter | None = Limiter()
 
-    def term(self, context: Context) -> Tensor:
-        S = context.residual(self.alpha) * growth(context)
-        S = S if self.limiter is None else self.limiter(S, context.state)
-        return S.mul_(-context.move.size)
+    def term(self, context: Context) -> Change:
+        rest = context.residual(self.alpha)
+        return rest, limited(rest, growth(context), self.limiter, context.state) * -context.move.size
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,8 @@ class Lift:
         """The step in the frame's coordinates and its factor, None if the weight gets none."""
         return context.move.step(), self.alpha
 
-    def dense(self, context: Context, rate: Rate) -> Tensor | None:  # noqa: ARG002
-        """A change of the weight (*batch, M, N), None if there is none."""
+    def dense(self, context: Context, rate: Rate) -> Change | None:  # noqa: ARG002
+        """A change of the weight that is not low-rank, None if there is none."""
         return None
 
 
@@ -160,10 +168,9 @@ class ScaleGradient(Lift):
     def low(self, context: Context) -> None:  # noqa: ARG002
         return None
 
-    def dense(self, context: Context, rate: Rate) -> Tensor:  # noqa: ARG002
-        S = context.G * growth(context, self.whole)
-        S = S if self.limiter is None else self.limiter(S, context.state)
-        return S.mul_(context.move.size * -self.alpha)
+    def dense(self, context: Context, rate: Rate) -> Change:  # noqa: ARG002
+        scale = limited(context.G, growth(context, self.whole), self.limiter, context.state)
+        return context.G, scale * (context.move.size * -self.alpha)
 
 
 @dataclass(frozen=True)
@@ -178,8 +185,8 @@ class ExactNow(Lift):
     def low(self, context: Context) -> None:  # noqa: ARG002
         return None
 
-    def dense(self, context: Context, rate: Rate) -> Tensor:
+    def dense(self, context: Context, rate: Rate) -> Change:
         out = context.G * (1 - self.beta)
         if context.history is not None:
             out = out.add_(context.history, alpha=self.beta)
-        return rms_clip(out, self.clip) * -rate
+        return rms_clip(out, self.clip), -rate

@@ -28,7 +28,7 @@ from optimizers.buckets import Bucket, Member, buckets, members, norm_of, stack
 from optimizers.frames import Frame
 from optimizers.groups import check
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
-from optimizers.outputs import DROP, LIFT, Complement, Context, Lift
+from optimizers.outputs import DROP, LIFT, Change, Complement, Context, Lift
 from optimizers.storage import FLOAT, EightBit, Storage
 from optimizers.transports import KEEP, Transport
 
@@ -266,10 +266,15 @@ def _scale(W: list[Tensor], factor: Rate) -> None:
         weight.mul_(factor if not isinstance(factor, Tensor) or len(W) == 1 else factor[i])
 
 
-def _add(W: list[Tensor], frame: Frame, low: tuple[Tensor, float] | None, dense: list[Tensor]) -> None:
+def _add(W: list[Tensor], frame: Frame, low: tuple[Tensor, float] | None, changes: list[Change]) -> None:
     if low is not None and len(W) == 1:
         frame.add(W[0], *low)
     elif low is not None:
-        dense = [frame.lift(low[0], stack(W)) * low[1], *dense]
-    for change in dense:
-        torch._foreach_add_(W, [change] if len(W) == 1 else list(change))  # pyright: ignore[reportPrivateImportUsage]
+        changes = [(frame.lift(low[0], stack(W)), low[1]), *changes]
+    for X, factor in changes:
+        for i, weight in enumerate(W):
+            part, scale = (X, factor) if len(W) == 1 else (X[i], factor[i] if isinstance(factor, Tensor) else factor)
+            if isinstance(scale, Tensor):
+                weight.addcmul_(part, scale)
+            else:
+                weight.add_(part, alpha=scale)

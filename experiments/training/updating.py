@@ -75,12 +75,13 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
         except ImportError:
             continue
         mine = OPTIMIZERS[name](parameters, 1e-3, **({} if name == "apollo_mini" else {"rank": rank}), every=NEVER, **ours)
-        row = pairs(lambda: _stepped(peer), {name: mine.step}, device, repeats)[1]
+        row = pairs(lambda: _stepped(peer, parameters, second), {name: lambda: _stepped(mine, parameters, second)}, device, repeats)[1]
         found.append(row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT})
     return [*found, *_refreshes(parameters, first, second, rank, device, repeats)]
 
 
-def _stepped(optimizer: torch.optim.Optimizer) -> None:
+def _stepped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], some: list[Tensor]) -> None:
+    _given(parameters, some)  # some packages take the gradients away
     optimizer.step()
 
 
