@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 OVERSAMPLE = 8  # extra directions of the range finder
+ENOUGH = 0.99  # share of ‖G‖² at which orthogonal iteration stops
 POWER = 2  # power iterations; each multiplies the decay of the spectrum by itself
 
 
@@ -90,13 +91,20 @@ def gram_svd(G: Float[Tensor, "m n"]) -> tuple[Float[Tensor, " p"], Float[Tensor
     return energy.sqrt().to(G.dtype), Q.to(G.dtype)
 
 
-def power(G: Float[Tensor, "*batch m n"], start: Float[Tensor, "*batch n r"]) -> Float[Tensor, "*batch n r"]:
-    """An orthonormal basis of span(GᵀG·start): one step of orthogonal iteration towards the leading right singular vectors of G.
+def power(G: Float[Tensor, "*batch m n"], start: Float[Tensor, "*batch n r"], steps: int = 1) -> Float[Tensor, "*batch n r"]:
+    """Orthogonal iteration towards the leading right singular vectors of G: Q ← orth(GᵀG·Q), ``steps`` times from ``start``, or fewer
+    where Q holds ENOUGH of all energy of G, and so of that of the exact vectors.
 
-    From directions that were right for an earlier gradient one step is enough: on a LLaMA of 60 M weights, r = n/4, 20 steps apart, it holds
-    99.6 % or more of the energy of the exact ones, where the old directions themselves hold 74 % on average.
+    From directions that were right for an earlier gradient two steps hold 99.9 % or more of the energy of the exact ones (a LLaMA of 60 M
+    weights, r = n/4, 20 training steps apart), where the old directions themselves hold 74 % on average, 33 % at worst.
     """
-    return torch.linalg.qr(G.mT @ (G @ start))[0]
+    Q = torch.linalg.qr(G.mT @ (G @ start))[0]
+    for _ in range(steps - 1):
+        Y = G @ Q
+        if bool((Y.square().sum((-2, -1)) >= ENOUGH * torch.linalg.vector_norm(G, dim=(-2, -1)).square()).all()):
+            break
+        Q = torch.linalg.qr(G.mT @ Y)[0]
+    return Q
 
 
 @torch.no_grad()

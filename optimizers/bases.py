@@ -87,7 +87,7 @@ class Identity(Basis):
 
 @dataclass(frozen=True)
 class TopSingular(Basis):
-    """``method``: "exact" (SVD), or "randomized": one power iteration from the last V, two from a Gaussian matrix the first time."""
+    """``method``: "exact" (SVD), or "randomized": two power iterations from the last V, or from a Gaussian matrix the first time."""
 
     method: Literal["exact", "randomized"] = "exact"
 
@@ -98,9 +98,10 @@ class TopSingular(Basis):
         if self.method == "exact":
             return Dense(top_right_singular(G, r))
         if isinstance(draw.previous, Dense):
-            return Dense(directions.power(G, draw.previous.V))
-        start = draw.each(G, lambda X, g: torch.randn(X.shape[-1], r, generator=g, device=X.device, dtype=X.dtype))
-        return Dense(directions.power(G, directions.power(G, start)))
+            start = draw.previous.V
+        else:
+            start = draw.each(G, lambda X, g: torch.randn(X.shape[-1], r, generator=g, device=X.device, dtype=X.dtype))
+        return Dense(directions.power(G, start, steps=2))
 
 
 @dataclass(frozen=True)

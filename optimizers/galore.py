@@ -8,7 +8,7 @@ reset nor re-projected when V changes. State: mr + 2nr elements (m ≤ n); "8bit
 
 ``inner``: "adam" or "adafactor" (one row and one column of second moments instead of N; ``relative`` multiplies η by max(relative, RMS(W))).
 ``variant="reference-code"``: ε is added to √N before the bias correction, and W decays after the step, by its new value.
-``basis="randomized"``: one power iteration from the last V in the place of the SVD (estimators/directions.py `power`).
+``basis="randomized"``: two power iterations from the last V in the place of the SVD (estimators/directions.py `power`).
 Differs from galore-torch: tensors of other dimensions are not projected (its Tucker form cannot run as published); ε of the paper's variant
 is 1e-8; a group without rank is AdamW; ``p.grad`` keeps its shape; V is float32 also beside bf16 weights.
 """
