@@ -164,8 +164,8 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
                     f"{call}: the parameter is sharded (DTensor) and a frame needs the whole matrix; use DistributedDataParallel, or"
                     " estimators.convert with any torch optimizer under fully_shard"
                 )
-        norms = [norm_of(gradient).to(gradients[0].device) for gradient in gradients]  # one pass, one wait
-        if norms and not bool(torch.stack([norm.isfinite() for norm in norms]).all()):
+        norms = [norm_of(gradient).to(gradients[0].device, torch.float64) for gradient in gradients]  # one pass, one wait
+        if norms and not bool(torch.stack(norms).isfinite().all()):
             bad = [member.name for member in found if member.gradient.numel() and not bool(norm_of(member.gradient).isfinite())]
             raise ValueError(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
 
