@@ -89,7 +89,8 @@ class Bucket:
     def state(self) -> State:
         """The state of all members; counters are equal."""
         first = self.members[0].state
-        exact = lambda v: v.to(self.exact) if v.is_floating_point() else v  # noqa: E731  # a model may have become float64
+        same = (self.exact, torch.int64, torch.uint8)
+        exact = lambda v: v if v.dtype in same else v.to(self.exact)  # noqa: E731  # a model may have become float64
         tensors = {key: exact(stack([m.state[key] for m in self.members])) if isinstance(v, Tensor) else v for key, v in first.items()}
         return dict.fromkeys(COUNTERS, 0) | tensors
 
