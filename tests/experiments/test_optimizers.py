@@ -55,6 +55,7 @@ def test_a_step_of_replicas_is_a_step_of_one() -> None:
     noise = torch.stack([torch.randn(3, *g.shape, generator=generator, dtype=g.dtype) for _ in range(3)])
     p = torch.nn.Parameter(torch.zeros_like(g))
     optimizer = OPTIMIZERS["galore"]([p], optimizers.LR, rank=6, every=3)
+    before = p.detach().clone()
     for t in range(3):
         before = p.detach().clone()
         p.grad = g + spread * noise[t, 2]
