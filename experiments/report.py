@@ -58,6 +58,8 @@ def _section(run: runs.Run) -> str:
             title, body = f"Comparison in training: {config['model']}", report_training.compare(run, rows)
         case "bench":
             title, body = f"Time and memory: {config['model']}", report_training.bench(run, rows)
+        case "memory":
+            title, body = f"Memory and communication: {config['model']}", report_training.memory(rows)
         case "optimizers":
             title, body = "Optimizers whose state lives in a frame", optimizers.section(rows)
         case _ if config["model"] == "synthetic":

@@ -10,7 +10,8 @@ re-projected when V changes. APOLLO-Mini: rank 1, one s for the matrix, α = √
 
 ``variant="reference-code"``: the scale enters as its square root; ε before the bias correction, which multiplies the step after the limiter;
 decay after the step. Whether the limiter sees α makes no difference: it is homogeneous.
-Differs from the published code: a gradient of zeros does not hold all later steps at zero. Written from the paper's text alone.
+Differs from the published code: a gradient of zeros does not hold all later steps at zero.
+The rule is the paper's; the published code was run beside it and not read.
 """
 
 from __future__ import annotations

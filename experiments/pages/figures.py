@@ -12,6 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from optimizers import OPTIMIZERS
+
 PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory are told apart by marker
     "gaussian": "#D55E00",
     "rademacher": "#E69F00",
@@ -49,8 +51,11 @@ def style() -> None:
 
 
 def colour(law: str) -> str:
-    """Of a law or of a variant whose label starts with its name."""
-    return PALETTE[law.split(" ")[0]]
+    """Of a law or of a variant whose label starts with its name; the optimizers in a frame take turns."""
+    name = law.split(" ")[0]
+    if name in PALETTE:
+        return PALETTE[name]
+    return list(PALETTE.values())[list(OPTIMIZERS).index(name) % len(PALETTE)] if name in OPTIMIZERS else "#000000"
 
 
 def marker(law: str) -> str:

@@ -83,6 +83,7 @@ def _claimed(row: dict[str, Any]) -> str:
     return "" if claim is None or claim != claim else f" ({claim:g})"
 
 
+TITLES = ("State, and tests passed", "What becomes of the gradient")
 EXPLANATION = (
     "State: elements for an m×n matrix, m ≤ n; over AdamW's 2mn for 512 × 1376 at r = 128 unless told otherwise. Verified by (a) identities, "
     "(b) a float64 transcription of the rule, (c) the published package side by side, (d) recorded runs of the published code: tests passed "
@@ -99,7 +100,7 @@ def section(rows: list[dict[str, Any]]) -> str:
     return (
         verdict(sum(bool(row["holds"]) for row in paths), len(paths), "promises about the mean of the gradient path")
         + f"<p>{EXPLANATION}</p>"
-        + "".join(map(table, lines(rows)))
+        + "".join(f"<h3>{title}</h3>{table(told)}" for title, told in zip(TITLES, lines(rows), strict=True))
         + details_block("Where each deliberately differs from its published code", table(differing).replace("<td>", "<td class='text'>"))
     )
 

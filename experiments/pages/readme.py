@@ -114,8 +114,9 @@ def updates_table(results: Path = RESULTS) -> str:
     config = json.loads((results / "bench" / "60m-optimizers.json").read_text(encoding="utf-8"))
     lines = [
         f"Update of the matrices of LLaMA-{config['config']['model'].upper()} at r = {config['config']['rank']:g} of the smaller dimension, "
-        f"{config['environment']['device']}: median and quartiles of the ratio. A refresh is randomized, from directions of some steps before; "
-        f"it holds {100 * rows.energy.min():.1f} % or more of the energy of exact ones.",
+        f'{config["environment"]["device"]}: median and quartiles of the ratio. The refresh is that of `basis="randomized"`, from directions of '
+        f"some steps before (the default, an exact SVD, takes as long as galore-torch's); it holds {100 * rows.energy.min():.1f} % or more of the "
+        "energy of exact ones.",
         "",
         "| what | over | ratio | at most |",
         "|---|---|---|---|",
@@ -123,7 +124,7 @@ def updates_table(results: Path = RESULTS) -> str:
     for row in rows.to_dict("records"):
         spread = "" if pd.isna(row["ratio_q1"]) else f" ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f})"
         limit = "" if pd.isna(row["target"]) else f"{row['target']:g}" + ("" if row["holds"] in (True, "True") else ", missed")
-        lines.append(f"| `{row['name']}` | {row['over']} | {row['ratio']:.2f}×{spread} | {limit} |")
+        lines.append(f"| `{row['name']}` | {row['over']} | {row['ratio']:.3f}×{spread} | {limit} |")
     return "\n".join(lines)
 
 

@@ -104,6 +104,22 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     return text
 
 
+def memory(rows: list[dict[str, Any]]) -> str:
+    """Predicted bytes of a step, bytes sent, and measured peaks where there are some."""
+    titles = {
+        "memory": "Predicted peak of a step on one device, bytes",
+        "communication": "Sent in a step",
+        "measured": "Predicted and measured",
+    }
+    text = ""
+    for kind, title in titles.items():
+        mine = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
+        if mine:
+            columns = list(dict.fromkeys(key for row in mine for key in row))
+            text += f"<h3>{title}</h3>" + table([{key: row.get(key) for key in columns} for row in mine])
+    return text
+
+
 def _kinds(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     return {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in dict.fromkeys(row["kind"] for row in rows)}
 

@@ -11,7 +11,8 @@ import torch
 import transformers
 from torch import nn
 
-from experiments import pretrain, runs
+from experiments import memory, pretrain, report, runs
+from experiments.pages import figures
 from experiments.training.methods import METHODS, Projected
 from experiments.training.trainer import Trainer
 from optimizers import OPTIMIZERS, GaLore, split_parameters
@@ -126,3 +127,11 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
     resumed, _ = hugging_face(tmp_path / "parts", 6, resume=True)
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+def test_runs_of_every_method_have_a_colour_and_a_report(text: Path, tmp_path: Path) -> None:
+    assert len({figures.colour(name) for name in OPTIMIZERS}) == len(OPTIMIZERS)
+    run = pretrain.main(few(text, tmp_path, method="galore", rank=8))
+    memory_run = memory.main(memory.Config(runs_dir=tmp_path))
+    page = report.main(report.Config(run=(run.path, memory_run.path), out=tmp_path / "report.html")).read_text(encoding="utf-8")
+    assert "Training: pretrain-tiny-galore" in page and "Predicted peak of a step" in page
