@@ -85,7 +85,7 @@ def settings(config: Config, law: str, method: str = "lowrank", **fields: Any) -
 PRESETS = {
     "tiny": Config(model="tiny", sequences=16, length=128),
     "60m": Config(),
-    "optimizers": Config(group=("optimizers",), rank=0.25, length=128, repeats=11),
+    "optimizers": Config(group=("optimizers",), rank=0.25, length=128, repeats=31),
 }
 
 

@@ -112,7 +112,8 @@ def main(config: Config) -> runs.Run:
 def _state(config: Config, name: str) -> dict[str, Any]:
     p = nn.Parameter(torch.zeros(config.shape))
     generator = keyed.generator(config.seed, "state", 0)
-    optimizer = _made(name, [p], config.rank, config.seed)
+    kind = ALL[name]
+    optimizer = kind([p], LR, seed=config.seed, **kind.takes(rank=config.rank))  # FRUGAL's is the number of matrices that have their turn
     for _ in range(2):
         p.grad = torch.randn(config.shape, generator=generator)
         optimizer.step()
@@ -129,12 +130,6 @@ def _state(config: Config, name: str) -> dict[str, Any]:
         "over_adamw": share * elements / full,
         "holds": optimizer.state_bytes() == 4 * elements,
     }
-
-
-def _made(name: str, parameters: list[nn.Parameter], rank: int, seed: int, **options: Any) -> Subspace:
-    """FRUGAL's ``rank`` is the share of matrices that have their turn, APOLLO-Mini's is 1."""
-    own = {"apollo_mini": {}, "adamw": {}, "frugal": {"rank": rank if len(parameters) == 1 else rank / len(parameters)}}
-    return ALL[name](parameters, LR, seed=seed, **own.get(name, {"rank": rank}), **options) if name != "adamw" else AdamW(parameters, LR)
 
 
 def _gradient(config: Config) -> Tensor:
@@ -155,10 +150,8 @@ def _replicas(config: Config, name: str, which: int) -> Callable[[int, torch.Gen
         first = next(serial) * config.draws
         named = [(f"{first + i}", nn.Parameter(torch.zeros_like(g))) for i in range(size)]
         parameters = [p for _, p in named]
-        every = {} if name in ("adamw", "ldadam") else {"every": config.period}
-        share = {"rank": config.ratio} if name == "frugal" else {} if name in ("adamw", "apollo_mini") else {"rank": rank}
-        turns = {"order": "random"} if name == "frugal" else {}
-        optimizer = ALL[name](named, LR, seed=config.seed + first, foreach=True, **every, **share, **turns)
+        options = ALL[name].takes(every=config.period, rank=config.ratio if name == "frugal" else rank, order="random")
+        optimizer = ALL[name](named, LR, seed=config.seed + first, foreach=True, **options)
         before = torch.zeros(size, *g.shape)
         for _ in range(config.period):
             noise = torch.randn(size, *g.shape, generator=generator, dtype=g.dtype)

@@ -26,7 +26,7 @@ from optimizers.subspace import Params, Rule, Subspace
 
 class Apollo(Subspace):
     """See the module docstring. ``rank``: r; ``every``: T in steps; ``scale``: α, its square in the reference code, None for the paper's;
-    ``whole``: one s a matrix;    ``limit``: γ, None for no limit; ``basis``: "gaussian" or "svd"."""
+    ``whole``: one s a matrix; ``limit``: γ, None for no limit; ``basis``: "gaussian" or "svd"."""
 
     choices = {"variant": ("paper", "reference-code"), "basis": ("gaussian", "svd")}
     default_scale: ClassVar[float] = 1.0  # α

@@ -44,9 +44,14 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
-def norm_of(gradient: Tensor) -> Tensor:
-    """‖G‖, in float32 for 16-bit gradients: not finite where G, or the square of it, is not."""
-    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+def unusable(gradients: list[Tensor]) -> list[int]:
+    """Places of those that are not finite, or whose norm, in float32 for 16-bit ones, is not. One pass, one wait for all of them."""
+    finite = torch.ones(len(gradients), dtype=torch.bool)
+    for kind in {(g.dtype, g.device) for g in gradients}:
+        places = [i for i, g in enumerate(gradients) if (g.dtype, g.device) == kind]
+        norms = torch._foreach_norm([gradients[i] for i in places], 2, dtype=torch.promote_types(kind[0], torch.float32))  # pyright: ignore
+        finite[places] = torch.stack(norms).isfinite().cpu()
+    return finite.logical_not().nonzero().flatten().tolist()
 
 
 def buckets(found: list[Member], together: bool | None) -> Iterator[Bucket]:

@@ -8,7 +8,8 @@ weights are paid at the lift alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import abc
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -17,26 +18,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(abc.ABC):
     """Base: the fields go to and come from the optimizer's state under their own names."""
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Self | None:
         """The frame held in ``state``, None before the first refresh."""
-        names = [f.name for f in fields(cls)]
+        names = cls.__match_args__
         return cls(*(state[name] for name in names)) if all(name in state for name in names) else None
 
     def tensors(self) -> dict[str, Any]:
         """What belongs in the state."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in self.__match_args__}
 
+    @abc.abstractmethod
     def sketch(self, G: Tensor) -> Tensor:
         """The coordinates of G, (*batch, M, r) unless the class says otherwise."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def lift(self, B: Tensor, like: Tensor) -> Tensor:
         """The matrix, shaped as ``like`` (*batch, M, N), that the coordinates B stand for."""
-        raise NotImplementedError
 
     def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
         """W ← W + alpha·lift(B) in place, without forming the lift where that can be helped."""

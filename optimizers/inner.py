@@ -124,7 +124,6 @@ class Momentum(Inner):
 
     beta: float = 0.9
     dampening: float = 0.0
-    nesterov: bool = False
     copy_first: bool = True
 
     first: ClassVar[str | None] = "momentum_buffer"
@@ -134,7 +133,7 @@ class Momentum(Inner):
         M = self._begun(state, "momentum_buffer", B).mul_(self.beta)
         M.add_(B, alpha=1.0 if self.copy_first and state["step"] == 1 else 1 - self.dampening)
         self.write(state, "momentum_buffer", M)
-        return Move(B.add(M, alpha=self.beta) if self.nesterov else M, None, lr, lr)
+        return Move(M, None, lr, lr)
 
 
 @dataclass(frozen=True, kw_only=True)

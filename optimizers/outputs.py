@@ -97,8 +97,9 @@ def limited(X: Tensor, scale: Tensor, limiter: Limiter | None, state: State) -> 
     """``scale`` (*batch, M or 1, 1) of the rows of X, so that the norm of scale∘X grows as the limiter lets it; scale∘X is never formed."""
     if limiter is None:
         return scale
-    rows = torch.linalg.vector_norm(X, dim=-1, keepdim=True) * scale
-    return scale * limiter(torch.linalg.vector_norm(rows, dim=(-2, -1), keepdim=True), state)
+    rows: Any = (-2, -1) if scale.shape[-2] == 1 else -1
+    scaled = torch.linalg.vector_norm(X, dim=rows, keepdim=True) * scale
+    return scale * limiter(torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True), state)
 
 
 def growth(context: Context, whole: bool = False) -> Tensor:

@@ -11,9 +11,9 @@ that does not depend on the draw: that of the step it is made at and, in the lim
 theory/spectral.py. With ``inner="sgd"`` the momentum is lifted and sketched anew at a refresh, so the mean update is the mean of past
 gradients, at a variance that grows with every refresh. Biased after Adam, which divides the π^(−½) of the sketch out again.
 ``weights="lift"`` puts all of 1/π at the lift: then, with the moments of all directions known, the mean update would be Adam's in the basis of all
-of them, at the price of steps 1/π long along rare ones. Without the filling, a direction never seen before starts at N = 0 and steps
-(1−β₂)^(−½) times too far. State: mr + 2nr + r elements (m ≤ n), nothing m×m, O(mnk) operations a refresh. Reference for the law: arXiv 2603.20632.
-No published code to differ from.
+of them, at the price of steps 1/π long along rare ones. Without the filling, a direction never seen before starts at N = 0 and, late in training,
+steps by (1−β₁)/√(1−β₂) in every entry, however small its gradient. State: mr + 2nr + r elements (m ≤ n), nothing m×m, O(mnk) operations a
+refresh. Reference for the law: arXiv 2603.20632. No published code to differ from.
 """
 
 from __future__ import annotations

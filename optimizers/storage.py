@@ -6,7 +6,6 @@ unsigned for second ones, scaled by the largest magnitude of each block. The rou
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,10 +32,6 @@ class Float:
     def drop(self, state: State, name: str) -> None:
         """Forget ``name``."""
         state.pop(name, None)
-
-    def elements(self, count: int) -> tuple[int, int]:
-        """(numbers, bytes) that ``count`` float32 numbers are kept as."""
-        return count, 4 * count
 
 
 Storage = Float
@@ -71,11 +66,6 @@ class EightBit(Float):
     def drop(self, state: State, name: str) -> None:
         state.pop(name, None)
         state.pop(f"{name}_scale", None)
-
-    def elements(self, count: int) -> tuple[int, int]:
-        if count < self.smallest:
-            return count, 4 * count
-        return count, count + 4 * math.ceil(count / BLOCK)
 
 
 @cache

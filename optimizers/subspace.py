@@ -15,6 +15,7 @@ ints in ``optimizer.state``; ``p.grad`` and ``p.data`` keep their shapes.
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from estimators import processes
 from optimizers.bases import Basis, Draw, Identity
-from optimizers.buckets import Bucket, Member, buckets, members, norm_of, stack
+from optimizers.buckets import Bucket, Member, buckets, members, stack, unusable
 from optimizers.frames import Frame
 from optimizers.groups import check
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
@@ -95,6 +96,11 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             raise TypeError(f"{type(self).__name__}({', '.join(sorted(unknown))}): unknown option, known are {known}")
         super().__init__(params, COMMON | {"lr": lr, "rank": None, "seed": seed} | (own or {}) | options)
 
+    @classmethod
+    def takes(cls, **wanted: Any) -> dict[str, Any]:
+        """Those of the ``wanted`` options that this method has."""
+        return {name: value for name, value in wanted.items() if name in inspect.signature(cls.__init__).parameters}
+
     @abc.abstractmethod
     def rule(self, group: dict[str, Any]) -> Rule:
         """The parts of the method for a group that is projected."""
@@ -154,8 +160,9 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             self._advance(group, rule, bucket)
 
     def _check_gradients(self, found: list[Member], kept: str) -> None:
-        gradients = [member.gradient for member in found if member.gradient.numel()]
         call = type(self).__name__
+        found = [member for member in found if member.gradient.numel()]
+        gradients = [member.gradient for member in found]
         for gradient in gradients:
             if gradient.is_sparse:
                 raise TypeError(f"{call}: sparse gradients are not supported")
@@ -164,10 +171,9 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
                     f"{call}: the parameter is sharded (DTensor) and a frame needs the whole matrix; use DistributedDataParallel, or"
                     " estimators.convert with any torch optimizer under fully_shard"
                 )
-        norms = [norm_of(gradient).to(gradients[0].device, torch.float64) for gradient in gradients]  # one pass, one wait
-        if norms and not bool(torch.stack(norms).isfinite().all()):
-            bad = [member.name for member in found if member.gradient.numel() and not bool(norm_of(member.gradient).isfinite())]
-            raise ValueError(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
+        if bad := unusable(gradients):
+            names = ", ".join(found[i].name for i in bad[:3])
+            raise ValueError(f"{call}.step(): gradient of {names} is NaN, infinite, or too large to be squared; {kept}")
 
     def _advance(self, group: dict[str, Any], rule: Rule, bucket: Bucket) -> None:
         flipped = group["rank"] is not None and _flipped(bucket.shape, rule.side)

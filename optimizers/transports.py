@@ -5,9 +5,9 @@
 ``ReprojectFirst``  M ← sketch_new(lift_old(M)); N stays (Flora, GoLore).
 ``ReprojectBoth``   also N ← (1−β₂ᵗ)·|(N̂ − M̂²)(R∘R) + (M̂R)²|: mean and variance of rotated numbers whose errors are uncorrelated
                     (LDAdam, 2410.16103).
-``ReprojectFilled`` the same inside the old frame; the part 1 − Σⱼ Rⱼᵢ² of a direction that lies outside it has the row's mean N, so that
-                    a direction never seen before does not begin with N = 0 and a step of √(1−β₂ᵗ)⁻¹.
-``ReprojectOnce``   M ← MR for one step, whose result is not kept: GoLore's published code.
+                    ``filled``: the part 1 − Σⱼ cos² of a direction that lies outside the old frame has the row's mean N, so that a direction
+                    never seen before does not begin with N = 0, and late in training with a step of (1−β₁)/√(1−β₂) in every entry.
+``ReprojectOnce``   M ← sketch_new(lift_old(M)) for one step, whose result is not kept: GoLore's published code.
 """
 
 from __future__ import annotations

@@ -115,8 +115,7 @@ def updates_table(results: Path = RESULTS) -> str:
     lines = [
         f"Update of the matrices of LLaMA-{config['config']['model'].upper()} at r = {config['config']['rank']:g} of the smaller dimension, "
         f'{config["environment"]["device"]}: median and quartiles of the ratio. The refresh is that of `basis="randomized"`, from directions of '
-        f"some steps before (the default, an exact SVD, takes as long as galore-torch's); it holds {100 * rows.energy.min():.1f} % or more of the "
-        "energy of exact ones.",
+        f"some steps before, and holds {100 * rows.energy.min():.1f} % or more of the energy of exact ones; GaLore's default is the exact SVD.",
         "",
         "| what | over | ratio | at most |",
         "|---|---|---|---|",

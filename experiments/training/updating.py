@@ -63,9 +63,7 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
         p.grad = G
     found = []
     for name, kind in OPTIMIZERS.items():
-        options: dict[str, Any] = {} if name == "apollo_mini" else {"rank": config.rank if name == "frugal" else rank}
-        options |= {} if name == "ldadam" else {"every": NEVER}
-        optimizer = kind(parameters, 1e-3, **options)
+        optimizer = kind(parameters, 1e-3, **kind.takes(rank=config.rank if name == "frugal" else rank, every=NEVER))
         row: dict[str, Any] = pairs(lambda: _products(parameters, rank), {name: optimizer.step}, device, repeats)[1]
         row["over"] = "two products"
         found.append(row | ({"target": PRODUCTS_LIMIT, "holds": row["ratio"] <= PRODUCTS_LIMIT} if name == "galore" else {}))
@@ -74,7 +72,7 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
             peer = made(parameters, rank, NEVER)
         except ImportError:
             continue
-        mine = OPTIMIZERS[name](parameters, 1e-3, **({} if name == "apollo_mini" else {"rank": rank}), every=NEVER, **ours)
+        mine = OPTIMIZERS[name](parameters, 1e-3, **OPTIMIZERS[name].takes(rank=rank, every=NEVER), **ours)
         row = pairs(lambda: _stepped(peer, parameters, second), {name: lambda: _stepped(mine, parameters, second)}, device, repeats)[1]
         found.append(row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT})
     return [*found, *_refreshes(parameters, first, second, rank, device, repeats)]

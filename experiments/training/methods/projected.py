@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -53,7 +52,7 @@ class Projected(Full):
             "rounding": "stochastic" if config.lift == "stochastic" else "nearest",
             "seed": config.seed,
         }
-        if "betas" not in inspect.signature(self.kind.__init__).parameters:
+        if not self.kind.takes(betas=BETAS):
             common["betas"] = BETAS
         try:
             return self.kind(groups, **common, **given)
@@ -63,6 +62,5 @@ class Projected(Full):
 
 def projected(kind: type[Subspace]) -> type[Projected]:
     """The training method of an optimizer; it needs the fields that the optimizer has options for."""
-    accepted = inspect.signature(kind.__init__).parameters
-    options = {option: field for option, field in FIELDS.items() if option in accepted}
+    options = kind.takes(**FIELDS)
     return type(kind.__name__, (Projected,), {"kind": kind, "options": options, "needs": tuple(options.values())})
