@@ -30,9 +30,12 @@ class Move(NamedTuple):
     unit: float = 1.0
 
     def step(self) -> Tensor:
-        """−factor·numerator/denominator, multiplied before it is divided, as torch.optim.AdamW rounds."""
-        scaled = self.numerator * (-self.factor)
-        return scaled if self.denominator is None else scaled.div_(self.denominator)
+        """−factor·numerator/denominator, multiplied before it is divided, as torch.optim.AdamW rounds. Written over the denominator: asked last."""
+        if self.denominator is None or isinstance(self.factor, Tensor):
+            scaled = self.numerator * (-self.factor)
+            return scaled if self.denominator is None else scaled.div_(self.denominator)
+        zero = self.numerator.new_zeros(())
+        return torch.addcdiv(zero, self.numerator, self.denominator, value=-self.factor, out=self.denominator)
 
     def direction(self) -> Tensor:
         """What the step is before its size; the same at learning rate 0."""

@@ -187,12 +187,12 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             weight_rms = rms(stack(W)).clamp_min(rule.relative)
             rate, decay = rate * weight_rms, 1 - lr * weight_rms * group["weight_decay"]
         context = self._inner_step(group, rule, bucket, G, state, rate)
-        low, dense = rule.output.low(context), rule.output.dense(context, rate)
-        term = rule.complement.term(context)
+        changes = [change for change in (rule.output.dense(context, rate), rule.complement.term(context)) if change is not None]
+        low = rule.output.low(context)
 
         if group["weight_decay"] and not rule.decay_last:
             _scale(W, decay)
-        _add(W, context.frame, low, [change for change in (dense, term) if change is not None])
+        _add(W, context.frame, low, changes)
         if group["weight_decay"] and rule.decay_last:
             _scale(W, decay)
         bucket.write_weights(W, flipped, group["seed"] if group["rounding"] == "stochastic" else None)
