@@ -92,7 +92,7 @@ PRESETS = {
 def main(config: Config) -> runs.Run:
     """Measure every group and return the run directory. Nothing is reused from before: times belong to one run."""
     run = runs.start("bench", config.model if config.group != ("optimizers",) else f"{config.model}-optimizers", config)
-    run.keep([])
+    run.renew()
     device = runs.device(config.device)
     parts: dict[str, Callable[[Config, torch.device], list[dict[str, Any]]]] = {
         "layer": layer,

@@ -3,6 +3,8 @@ training run, one report."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +30,17 @@ def main(config: Config) -> list[runs.Run | Path]:
     small = {**vars(validate.PRESETS["smoke"])} if config.smoke else {}
     small_dynamics = {**vars(dynamics.PRESETS["smoke"])} if config.smoke else {}
     common = {"seed": config.seed, "runs_dir": config.runs_dir, "quiet": config.quiet}
-    done: list[runs.Run | Path] = [
-        validate.main(validate.Config(**{**small, **common})),
-        validate.main(validate.Config(**{**small, **common, "model": "tiny"})),
-        dynamics.main(dynamics.Config(**{**small_dynamics, **common})),
-        optimizers.main(optimizers.Config(draws=64 if config.smoke else 256, period=4, **common)),
-        pretrain.main(pretrain.Config(refresh_every=20, steps=4 if config.smoke else 60, measure_every=10, eval_every=20, **common)),
-    ]
-    paths = tuple(run.path for run in done if isinstance(run, runs.Run))
-    return [*done, report.main(report.Config(run=paths, out=config.runs_dir / "report.html"))]
+    training = pretrain.Config(refresh_every=20, steps=4 if config.smoke else 60, measure_every=10, eval_every=20, **common)
+    stages: dict[str, Callable[[], runs.Run]] = {
+        "every law on synthetic matrices": lambda: validate.main(validate.Config(**{**small, **common})),
+        "every law on the gradients of a small LLaMA": lambda: validate.main(validate.Config(**{**small, **common, "model": "tiny"})),
+        "loss curves and stable steps": lambda: dynamics.main(dynamics.Config(**{**small_dynamics, **common})),
+        "optimizers in a frame": lambda: optimizers.main(optimizers.Config(draws=64 if config.smoke else 256, period=4, **common)),
+        "a short training": lambda: pretrain.main(training),
+    }
+    done: list[runs.Run] = []
+    for number, (title, stage) in enumerate(stages.items(), 1):
+        if not config.quiet:
+            print(f"{number}/{len(stages)} {title}", file=sys.stderr, flush=True)
+        done.append(stage())
+    return [*done, report.main(report.Config(run=tuple(run.path for run in done), out=config.runs_dir / "report.html"))]

@@ -162,7 +162,7 @@ def _main(config: Config) -> runs.Run:
     if run.done:
         return run
     try:
-        run.keep([])
+        run.renew()
         gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         mine = setting(training, config.world_size, config.shard, "cuda" if gpu else "cpu")
         run.log(*predicted(named(training), mine))

@@ -1,6 +1,6 @@
 """The optimizers whose state lives in a frame: what each keeps, what it does to the gradient on its way, and what comes out of its update.
 
-``state``: bytes of live state tensors for one matrix, beside the formula of theory/optimizer_state.py. ``path``: what the inner rule's frame passes
+``state``: bytes of live state tensors a matrix, beside the formula of theory/optimizer_state.py. ``path``: what the inner rule's frame passes
 on of a mini-batch gradient, lifted back, against the true gradient g: alignment ⟨E[X], g⟩/‖g‖² with what the method claims of it, squared
 bias and variance over ‖g‖². ``update``: what the weight gets after the nonlinearity, in the last of a period's steps: the cosine of its mean
 with g and with AdamW's mean update on the same gradients, its length beside AdamW's, and its noise.
@@ -94,7 +94,7 @@ def main(config: Config) -> runs.Run:
     run = runs.start("optimizers", f"{config.m}x{config.n}", config)
     if run.done:
         return run
-    run.keep([])
+    run.renew()
     with runs.progress(2 * len(config.method) + 1, "optimizers", config.quiet) as bar:
         adamw = _measured(config, "adamw", 1).mean
         assert adamw is not None
@@ -110,25 +110,28 @@ def main(config: Config) -> runs.Run:
 
 
 def _state(config: Config, name: str) -> dict[str, Any]:
-    p = nn.Parameter(torch.zeros(config.shape))
+    """Of as many equal matrices as FRUGAL needs for one of them to have its turn."""
+    share = FRUGAL_SHARE if name == "frugal" else 1.0
+    parameters = [nn.Parameter(torch.zeros(config.shape)) for _ in range(round(1 / FRUGAL_SHARE))]
     generator = keyed.generator(config.seed, "state", 0)
     kind = ALL[name]
-    optimizer = kind([p], LR, seed=config.seed, **kind.takes(rank=config.rank))  # FRUGAL's is the number of matrices that have their turn
+    optimizer = kind(parameters, LR, seed=config.seed, **kind.takes(rank=FRUGAL_SHARE if name == "frugal" else config.rank))
     for _ in range(2):
-        p.grad = torch.randn(config.shape, generator=generator)
+        for p in parameters:
+            p.grad = torch.randn(config.shape, generator=generator)
         optimizer.step()
+    measured = optimizer.state_bytes() / len(parameters)
     formula, _ = optimizer_state.FORMULAS[name]
-    share = FRUGAL_SHARE if name == "frugal" else 1.0
-    elements = optimizer_state.elements(name, *config.shape, 1 if name == "apollo_mini" else config.rank)
+    elements = share * optimizer_state.elements(name, *config.shape, 1 if name == "apollo_mini" else config.rank)
     full = optimizer_state.elements("adamw", *config.shape, config.rank)
     return {
         "kind": "state",
         "method": name,
         "formula": formula,
         "predicted_bytes": 4 * elements,
-        "state_bytes": optimizer.state_bytes(),
-        "over_adamw": share * elements / full,
-        "holds": optimizer.state_bytes() == 4 * elements,
+        "state_bytes": measured,
+        "over_adamw": elements / full,
+        "holds": measured == 4 * elements,
     }
 
 

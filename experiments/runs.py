@@ -91,6 +91,13 @@ class Run:
         if self.recording:
             _atomic(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
+    def renew(self) -> None:
+        """Forget all rows, and with them the environment that they were made in."""
+        if self.recording:
+            (self.path / "DONE").unlink(missing_ok=True)
+            write_json(self.path / "env.json", environment())
+        self.keep([])
+
     def write(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON, atomically."""
         if self.recording:

@@ -3,6 +3,8 @@
     every T steps: V = r leading right singular vectors of G    (of the smaller dimension: G is transposed where m < n)
     R = GV;  M, N ← Adam's means of R, R²;  W ← (1 − ηλ)W − η·α·(M̂/(√N̂ + ε))Vᵀ
 
+V is the paper's projector P, or its Q where the right side is the smaller; M̂ = M/(1−β₁ᵗ) and N̂ = N/(1−β₂ᵗ) after t steps.
+
 Biased: what lies outside the leading directions of one old mini-batch gradient is dropped, at every step of a period. Moments are neither
 reset nor re-projected when V changes. State: mr + 2nr elements (m ≤ n); "8bit": 2nr bytes and a scale a block. Bias: theory/truncated.py.
 

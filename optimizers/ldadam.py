@@ -4,6 +4,9 @@
     M ← β₁MC + (1−β₁)aV;   N ← β₂(1−β₂ᵗ)·|(N̂ − M̂²)(C∘C) + (M̂C)²| + (1−β₂)(aV)²
     W ← (1 − ηλ)W − η·M̂/(√N̂ + ε)·Vᵀ;   e ← a − aVVᵀ + β₁/(1−β₁)·(lift(M_old) − lift(M_oldC))
 
+V is the projector, t the steps made, M̂ = M/(1−β₁ᵗ) and N̂ = N/(1−β₂ᵗ) the corrected moments, and lift(X) = XVᵀ in the frame that X belongs
+to, V_old before the change and V after it.
+
 Biased at every step and repaired over time: the error feedback pays later what V does not see (theory/feedback.py). State: mr + 2nr + mn elements
 (m ≤ n), the error buffer included.
 

@@ -1,11 +1,14 @@
 """Shapes of public functions are checked against their jaxtyping annotations while tests run; one thread a worker.
 
-``--record-checks FILE`` writes how many tests marked ``check(way, method)`` ran and passed, by method and way.
+``--record-checks FILE`` writes how many tests marked ``check(way, method)`` ran and passed, by method and way, and beside
+it the code and packages that they ran with.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ hook = install_import_hook("estimators", "tests.shapes.checker")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+PEERS = ("apollo-torch", "bitsandbytes", "fira", "flora-opt", "galore-torch", "pytorch-optimizer", "torchao")  # of the published optimizers
 
 
 class Checks:
@@ -40,6 +45,11 @@ class Checks:
         rows = [f"{method},{way},{passed},{tests}" for (method, way), (passed, tests) in sorted(self.counts.items())]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text("\n".join(["method,way,passed,tests", *rows]) + "\n", encoding="utf-8")
+        from experiments import runs
+
+        peers = {found.name: found.version for found in distributions() if found.name.replace("_", "-") in PEERS}
+        told = {**runs.environment(), "packages": dict(sorted(peers.items()))}
+        self.file.with_suffix(".json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

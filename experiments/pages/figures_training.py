@@ -1,6 +1,8 @@
-"""Figures of training runs and of their comparison."""
+"""Figures of training runs, of their comparison, and of what optimizers in a frame do to a gradient."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,4 +70,22 @@ def live(rows: pd.DataFrame) -> Figure:
     axes[1].set(xlabel="step")
     figure.tight_layout()
     legend(figure, axes[1])
+    return figure
+
+
+def frames(rows: list[dict[str, Any]]) -> Figure:
+    """Squared bias against variance of every method's gradient path, and the noise of its update against the state it keeps."""
+    style()
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        merged.setdefault(row["method"], {}).update(row)
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8))
+    for name, row in merged.items():
+        look: Any = {"fmt": marker(name), "color": colour(name), "markersize": 5.5, "capsize": 2, "label": name}
+        axes[0].errorbar(row["variance"], max(0.0, row["bias2"]), row["bias2_error"], row["variance_error"], **look)
+        axes[1].errorbar(row["over_adamw"], row["noise_over_mean"], **look)
+    axes[0].set(xscale="log", xlabel="variance / ‖g‖²", ylabel="‖bias‖² / ‖g‖²", title="gradient path")
+    axes[1].set(xscale="log", xlabel="state / AdamW's", ylabel="noise / mean", title="update")
+    figure.tight_layout()
+    legend(figure, axes[0])
     return figure

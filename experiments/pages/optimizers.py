@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.pages.page import details_block, table, verdict
+from experiments.pages import figures_training
+from experiments.pages.page import details_block, figure, table, verdict
 from experiments.publish import RESULTS
 from optimizers import OPTIMIZERS
 
@@ -44,6 +46,16 @@ def checks(path: Path = CHECKS) -> dict[str, dict[str, str]]:
     for row in frame.to_dict("records"):
         told.setdefault(str(row["method"]), {})[str(row["way"])] = f"{row['passed']}/{row['tests']}"
     return told
+
+
+def checked(path: Path = CHECKS) -> str:
+    """What the tests of ``checks`` ran with, as a sentence."""
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        return ""
+    told = json.loads(beside.read_text(encoding="utf-8"))
+    packages = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
+    return f"These tests passed at {told['git_sha'][:7]}{' with changes' if told['git_dirty'] else ''}, torch {told['torch']}, {packages}."
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -96,13 +108,18 @@ EXPLANATION = (
 def section(rows: list[dict[str, Any]]) -> str:
     """For the report."""
     paths = [row for row in rows if row["kind"] == "path" and row.get("holds") is not None]
+    states = [row for row in rows if row["kind"] == "state"]
     differing = [{"method": name, "variant and differences": differences(name)} for name in OPTIMIZERS]
     return (
         verdict(sum(bool(row["holds"]) for row in paths), len(paths), "promises about the mean of the gradient path")
-        + f"<p>{EXPLANATION}</p>"
+        + verdict(sum(bool(row["holds"]) for row in states), len(states), "formulas for the bytes of live state tensors")
+        + f"<p>{EXPLANATION} {checked()}</p>"
+        + figure(lambda: figures_training.frames(rows),
+                 "Left: what the frame passes on of a mini-batch gradient; the full gradient itself is adamw. Right: what is left after the "
+                 "nonlinearity, against the state that is kept.")
         + "".join(f"<h3>{title}</h3>{table(told)}" for title, told in zip(TITLES, lines(rows), strict=True))
         + details_block("Where each deliberately differs from its published code", table(differing).replace("<td>", "<td class='text'>"))
-    )
+    )  # fmt: skip
 
 
 def markdown(results: Path = RESULTS) -> str:
@@ -112,7 +129,7 @@ def markdown(results: Path = RESULTS) -> str:
     if not files:
         return "not yet run"
     both = lines(row for file in files for row in pd.read_csv(file).to_dict("records"))  # pyright: ignore[reportArgumentType]
-    return "\n\n".join(map(_markdown, both))
+    return "\n\n".join([*map(_markdown, both), checked()]).rstrip()
 
 
 def _markdown(told: list[dict[str, Any]]) -> str:

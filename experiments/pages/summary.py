@@ -70,7 +70,7 @@ def found(run: Run) -> list[Any]:
             ]
             return [_plain("side by side", ("what", "name", "over", "ratio", "target"), lines)]
         case "memory":
-            return _footprints(rows)
+            return [*_footprints(rows), _assumed(run)]
         case "optimizers":
             titles = ("state, and tests passed", "what becomes of the gradient")
             both = zip(titles, optimizers.lines(rows), strict=True)
@@ -107,6 +107,18 @@ def _footprints(rows: list[dict[str, Any]]) -> list[Table]:
         ]
         tables.append(_plain("predicted and measured peak", ("step", "predicted", "measured", "ratio"), lines))
     return tables
+
+
+def _assumed(run: Run) -> str:
+    """What the bytes are for: a batch, its precision and the devices."""
+    from experiments import memory
+
+    training = memory.step(memory.Config(**{key: value for key, value in run.config.items() if key in memory.Config.__dataclass_fields__}))
+    devices = f"{run.config['world_size']} devices, {training.shard}" if run.config["world_size"] > 1 else "1 device"
+    return (
+        f"for {training.sequences} sequences of {training.length} tokens a step in {training.accumulate} micro-batches, {training.precision}, "
+        f"activations {'recomputed' if training.checkpoint_activations else 'kept'}, {training.optimizer}, {devices}"
+    )
 
 
 def binary(size: float) -> str:

@@ -235,7 +235,7 @@ class Trainer:
             if found is None:
                 raise runs.WrongInput(f"{self.config.resume} has no checkpoint to resume from")
         if found is None:
-            self.run.keep([])
+            self.run.renew()
             return
         self.step, state = found
         mine = runs.identity(self.config)

@@ -40,6 +40,11 @@ class Projected(Full):
         if config.precision == "bf16_weights" and config.lift == "master":
             raise WrongInput(f"method={config.method} keeps no float32 copies of bf16 weights; use --lift stochastic or --lift nearest")
         names = {id(p): name for name, p in self.model.named_parameters()}
+        smallest = min(min(p.shape) for p in self.matrices())
+        if "rank" in self.options and not 0 < config.rank <= smallest:
+            raise WrongInput(
+                f"rank={config.rank} is above the smaller side of some matrices, {smallest}; a frame has as many directions at most"
+            )
         groups: list[dict[str, Any]] = [
             {"params": [(names[id(p)], p) for p in self.matrices()], "matrices": True},
             {"params": [(names[id(p)], p) for p in self.others()], "matrices": False, "rank": None, "betas": BETAS},
