@@ -48,7 +48,7 @@ class Checks:
         from experiments import runs
 
         peers = {found.name: found.version for found in distributions() if found.name.replace("_", "-") in PEERS}
-        told = {**runs.environment(), "packages": dict(sorted(peers.items()))}
+        told = {**runs.environment(), "command": "make checks", "packages": dict(sorted(peers.items()))}
         self.file.with_suffix(".json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -55,7 +55,7 @@ def checked(path: Path = CHECKS) -> str:
         return ""
     told = json.loads(beside.read_text(encoding="utf-8"))
     packages = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
-    return f"These tests passed at {told['git_sha'][:7]}{' with changes' if told['git_dirty'] else ''}, torch {told['torch']}, {packages}."
+    return f"Tests of (a) to (d) ran at {told['git_sha'][:7]}{' with changes' if told['git_dirty'] else ''}, torch {told['torch']}, {packages}."
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
