@@ -4,7 +4,7 @@
 ``FromLaw``       V of a law of ``estimators``, which does not look at G (Flora, GoLore, APOLLO).
 ``Spectral``      directions of G drawn with the spectral law, and their importance weights (PLUMAGE, SpectralAdam).
 ``PowerIteration``one block power iteration on momentum and gradient, from the last V (LDAdam).
-``RandomColumns``, ``RandomEntries``   a part of the identity (FRUGAL); ``Turns``  whole matrices by turns (FRUGAL); ``Identity``  all of G.
+``Identity``      all of G. Parts of it, and columns of a fixed orthonormal matrix: ``selections``.
 ``Switch``        one basis before a step of training, another from it on (GoLore).
 
 Draws are pure functions of (seed, name of the parameter, number of the draw), as everywhere here: equal on all ranks and after a resume.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from estimators import directions, keyed
 from estimators.haar_stiefel import HaarStiefel
-from estimators.law import Law, uniform_subset
+from estimators.law import Law
 from estimators.selection import rank_of
 from estimators.spectral import SpectralSampling
-from optimizers.frames import Balanced, Columns, Dense, Entries, Everything, Frame, TwoSided, Weighted, Whole
+from optimizers.frames import Balanced, Dense, Everything, Frame, TwoSided, Weighted
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Basis(abc.ABC):
     frame: ClassVar[type[Frame]]
     batched: ClassVar[bool] = True  # matrices of one shape can be chosen for together
     needs_mean: ClassVar[bool] = False
+    follows: ClassVar[bool] = False  # whether ``follow`` changes anything
 
     def size(self, N: int) -> int:
         """r for a projected dimension N."""
@@ -73,6 +74,10 @@ class Basis(abc.ABC):
     @abc.abstractmethod
     def choose(self, G: Tensor, draw: Draw) -> Frame:
         """The frame for the coming period."""
+
+    def follow(self, G: Tensor, frame: Frame, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """What changes in the state after a step with ``frame``: the frame of the next one, where a basis learns at every step."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -190,47 +195,6 @@ class PowerIteration(Basis):
             return Dense(top_right_singular(G, r))
         b = self.rho * draw.mean + (1 - self.rho) * G
         return Dense(top_right_singular(b, r) if self.exact else directions.power(b, draw.previous.V))
-
-
-@dataclass(frozen=True)
-class RandomColumns(Basis):
-    """A uniform subset of r columns."""
-
-    frame: ClassVar[type[Frame]] = Columns
-
-    def choose(self, G: Tensor, draw: Draw) -> Frame:
-        N = G.shape[-1]
-        return Columns(draw.each(G, lambda X, g: uniform_subset(N, self.size(N), (), g, X.device)))
-
-
-@dataclass(frozen=True)
-class RandomEntries(Basis):
-    """A uniform subset of the entries: ``rank`` is their share, or their number."""
-
-    frame: ClassVar[type[Frame]] = Entries
-
-    def choose(self, G: Tensor, draw: Draw) -> Frame:
-        count = G.shape[-2] * G.shape[-1]
-        return Entries(draw.each(G, lambda X, g: uniform_subset(count, self.size(count), (), g, X.device)))
-
-
-@dataclass(frozen=True)
-class Turns(Basis):
-    """``rank`` matrices of a group, or that share of them, are active in a period, in the ``order`` given, the others not at all."""
-
-    order: Literal["ascending", "descending", "random"] = "descending"
-
-    frame: ClassVar[type[Frame]] = Whole
-    batched: ClassVar[bool] = False
-
-    def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
-        active = self.size(draw.count)
-        turns = range(draw.turn * active, (draw.turn + 1) * active)
-        if self.order == "random":
-            order = torch.randperm(draw.count, generator=keyed.generator(draw.seed, "turns", draw.turn)).tolist()
-            return Whole(int(draw.place in order[:active]))
-        place = draw.place if self.order == "ascending" else draw.count - 1 - draw.place
-        return Whole(int(place in {turn % draw.count for turn in turns}))
 
 
 @dataclass(frozen=True)

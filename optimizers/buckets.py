@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators import keyed
+from estimators import keyed, processes
 from estimators.rounding import SIXTEEN_BIT, stochastic_round
 
 State = dict[str, Any]
@@ -52,6 +52,22 @@ def unusable(gradients: list[Tensor]) -> list[int]:
         norms = torch._foreach_norm([gradients[i] for i in places], 2, dtype=torch.promote_types(kind[0], torch.float32))  # pyright: ignore
         finite[places] = torch.stack(norms).isfinite().cpu()
     return finite.logical_not().nonzero().flatten().tolist()
+
+
+def refuse_unusable(call: str, found: list[Member], kept: str) -> None:
+    """Raises ``TypeError`` for sparse and sharded gradients, ``ValueError`` for those that are not finite; ``kept``: what was not changed."""
+    found = [member for member in found if member.gradient.numel()]
+    for gradient in (member.gradient for member in found):
+        if gradient.is_sparse:
+            raise TypeError(f"{call}: sparse gradients are not supported")
+        if processes.local(gradient) is not gradient:
+            raise TypeError(
+                f"{call}: the parameter is sharded (DTensor) and a frame needs the whole matrix; use DistributedDataParallel, or"
+                " estimators.convert with any torch optimizer under fully_shard"
+            )
+    if bad := unusable([member.gradient for member in found]):
+        names = ", ".join(found[i].name for i in bad[:3])
+        raise ValueError(f"{call}.step(): gradient of {names} is NaN, infinite, or too large to be squared; {kept}")
 
 
 def buckets(found: list[Member], together: bool | None) -> Iterator[Bucket]:

@@ -2,19 +2,22 @@
 
 A frame is plain tensors; its fields are its entries in ``optimizer.state``. All act on the last dimension of an oriented gradient
 G (*batch, M, N): ``Dense`` by a matrix V (N×r), ``Columns`` by r indices, ``TwoSided`` on both dimensions, ``Entries`` on the flattened matrix;
-``Everything`` is the identity, ``Whole`` the identity or nothing. For all of them ⟨lift(B), G⟩ = ⟨B, sketch(G)⟩, except ``Weighted``, whose
-weights are paid at the lift alone.
+``ScaledColumns`` by as many with a scale each, ``Cosines`` by columns of the DCT matrix; ``Everything`` is the identity, ``Whole`` the identity or
+nothing. For all of them ⟨lift(B), G⟩ = ⟨B, sketch(G)⟩, except ``Weighted``, whose weights are paid at the lift alone.
 """
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from estimators.subsampled_transform import dct_rows
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Frame(abc.ABC):
     @abc.abstractmethod
     def lift(self, B: Tensor, like: Tensor) -> Tensor:
         """The matrix, shaped as ``like`` (*batch, M, N), that the coordinates B stand for."""
+
+    def passes(self, G: Tensor) -> Tensor:
+        """What of G reaches the weight where nothing else happens to it, shaped as G: lift(sketch(G)) unless the class says otherwise."""
+        return self.lift(self.sketch(G), G)
 
     def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
         """W ← W + alpha·lift(B) in place, without forming the lift where that can be helped."""
@@ -167,6 +174,54 @@ class Columns(Frame):
 
     def change(self, new: Columns) -> Tensor:
         return (self.J.unsqueeze(-1) == new.J.unsqueeze(-2)).to(torch.get_default_dtype())
+
+
+@dataclass(frozen=True)
+class ScaledColumns(Frame):
+    """r columns of G by their indices J (*batch, r), an index as often as it was drawn, times ``scale`` (*batch, r) at sketch and lift."""
+
+    J: Int[Tensor, "*batch r"]
+    scale: Float[Tensor, "*batch r"]
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return Columns(self.J).sketch(G) * self.scale.unsqueeze(-2)
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        lifted = torch.zeros_like(like, dtype=B.dtype)
+        self.add(lifted, B, 1.0)
+        return lifted
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        Columns(self.J).add(W, B * self.scale.unsqueeze(-2), alpha)
+
+
+@dataclass(frozen=True)
+class Cosines(Frame):
+    """r columns of the orthonormal DCT matrix of order N by their indices J (*batch, r): only they are state."""
+
+    J: Int[Tensor, "*batch r"]
+
+    def dense(self, like: Tensor) -> Dense:
+        """The same columns as a matrix, in the precision of ``like`` (*batch, M, N)."""
+        return Dense(dct_matrix(like.shape[-1], like.dtype, like.device).mT[self.J].mT)
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return self.dense(G).sketch(G)
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        return self.dense(like).lift(B, like)
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        self.dense(W).add(W, B, alpha)
+
+    def change(self, new: Cosines) -> Tensor:
+        return Columns(self.J).change(Columns(new.J))
+
+
+@cache
+def dct_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n n"]:
+    """C with C_ka = √(2/n)·cos(π(2a+1)k/(2n)), its row k = 0 divided by √2: orthogonal, one for all parameters of order n."""
+    return dct_rows(n, torch.arange(n, device=device), dtype)
 
 
 @dataclass(frozen=True)

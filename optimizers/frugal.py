@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimizers.bases import Basis, FromLaw, RandomColumns, RandomEntries, TopSingular, Turns
+from optimizers.bases import Basis, FromLaw, TopSingular
 from optimizers.outputs import DROP, Descent, Sign
+from optimizers.selections import RandomColumns, RandomEntries, Turns
 from optimizers.subspace import Params, Rule, Side, Subspace
 from optimizers.transports import KEEP, Reset
 

@@ -3,7 +3,7 @@
 Output: ``Lift`` α·lift(D); ``ScaleGradient`` the full gradient, row by row as long as the inner rule made the sketch (APOLLO); ``ExactNow`` the
 present update exactly and the past through the sketch (Flora's code). Complement of the frame: ``DROP``; ``Sign`` and ``Descent``, steps
 without state on the residual (FRUGAL); ``Scaled``, the residual as long as the inner rule made the sketch (Fira); ``ErrorFeedback``, kept
-for the next step (LDAdam).
+for the next step (LDAdam, DCT-AdamW); ``FedBack``, the momentum itself is kept whole and keeps it (Dion, Trion).
 """
 
 from __future__ import annotations
@@ -42,15 +42,21 @@ class Context:
 class Complement:
     """Base, and ``DROP``: nothing is done about the residual."""
 
-    needs_history = False  # whether ``history`` and ``lost`` are to be formed
+    @property
+    def needs_history(self) -> bool:
+        """Whether ``history`` and ``lost`` are to be formed."""
+        return False
 
-    def enter(self, G: Tensor, state: State) -> Tensor:  # noqa: ARG002
-        """The gradient that the frame is to see."""
+    def enter(self, G: Tensor, W: list[Tensor], state: State) -> Tensor:  # noqa: ARG002
+        """The gradient that the frame is to see; W: the weights, one a matrix."""
         return G
 
     def term(self, context: Context) -> Change | None:  # noqa: ARG002
         """A change of the weight beside the output's."""
         return None
+
+    def finish(self, W: list[Tensor], context: Context, rate: Rate) -> None:
+        """Called last, with the weights as they are after the step, to be changed in place."""
 
 
 DROP = Complement()
@@ -126,20 +132,35 @@ class Scaled(Complement):
 
 @dataclass(frozen=True)
 class ErrorFeedback(Complement):
-    """e ← a − lift(B) + β₁/(1−β₁)·lost with a = G + e: what the frame did not see and what its change lost, in units of a gradient."""
+    """e ← a − lift(B) with a = G + e: what the frame did not see. With ``beta1`` also β₁/(1−β₁)·lost: what its change lost of the momentum."""
 
-    beta1: float
+    beta1: float | None = None
 
-    needs_history = True
+    @property
+    def needs_history(self) -> bool:
+        return self.beta1 is not None
 
-    def enter(self, G: Tensor, state: State) -> Tensor:
+    def enter(self, G: Tensor, W: list[Tensor], state: State) -> Tensor:  # noqa: ARG002
         return G + state["error"] if "error" in state else G
 
     def term(self, context: Context) -> None:
         error = context.residual()
-        if context.lost is not None:
+        if context.lost is not None and self.beta1 is not None:
             error.add_(context.lost, alpha=self.beta1 / (1 - self.beta1))
         context.state["error"] = error
+
+
+@dataclass(frozen=True)
+class FedBack(Complement):
+    """The frame sees the momentum A = M + G, and what it passes on is mostly taken out of it: M ← A − (1−μ)·lift(B) (Dion, Trion)."""
+
+    mu: float = 0.95
+
+    def enter(self, G: Tensor, W: list[Tensor], state: State) -> Tensor:  # noqa: ARG002
+        return G + state["momentum"] if "momentum" in state else G.clone()
+
+    def term(self, context: Context) -> None:
+        context.state["momentum"] = context.residual(1 - self.mu)
 
 
 @dataclass(frozen=True)

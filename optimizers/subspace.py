@@ -23,9 +23,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from estimators import processes
 from optimizers.bases import Basis, Draw, Identity
-from optimizers.buckets import Bucket, Member, buckets, members, stack, unusable
+from optimizers.buckets import Bucket, Member, buckets, members, refuse_unusable, stack
 from optimizers.frames import Frame
 from optimizers.groups import check
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
@@ -52,7 +51,8 @@ COMMON: dict[str, Any] = {
 class Rule:
     """What a method is. ``every``: T, None for never again; ``phase``: refresh where (clock + phase) mod T = 0, clock = steps made before;
     ``precondition``: a rule whose second moments divide the full gradient before it is sketched; ``relative``: the learning rate is
-    multiplied by max(relative, RMS(W)); ``multiplier`` of it, but not of the decay; ``decay_last``: decay after the step, of the new W."""
+    multiplied by max(relative, RMS(W)); ``multiplier`` of it, but not of the decay, and ``adjust`` a function of the parameter's shape that is
+    one more; ``decay_last``: decay after the step, of the new W."""
 
     basis: Basis
     inner: Inner
@@ -65,6 +65,7 @@ class Rule:
     precondition: Adafactor | None = None
     relative: float | None = None
     multiplier: float = 1.0
+    adjust: Callable[[int, int], float] | None = None
     decay_last: bool = False
 
 
@@ -140,7 +141,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             with torch.enable_grad():
                 loss = closure()
         present = [(group, members(self, group)) for group in self.param_groups]
-        self._check_gradients([member for _, found in present for member in found], "nothing was changed")
+        refuse_unusable(type(self).__name__, [member for _, found in present for member in found], "nothing was changed")
         for group, found in present:
             self._advance_all(group, found)
             group["clock"] += 1
@@ -151,7 +152,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         """One step for one parameter."""
         group = next(group for group in self.param_groups if any(p is other for other in group["params"]))
         found = [member for member in members(self, group) if member.p is p]
-        self._check_gradients(found, "this parameter was not changed")
+        refuse_unusable(type(self).__name__, found, "this parameter was not changed")
         self._advance_all(group, found)
 
     def _advance_all(self, group: dict[str, Any], found: list[Member]) -> None:
@@ -159,34 +160,18 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         for bucket in buckets(found, group["foreach"] if rule.basis.batched and self.inject is None else False):
             self._advance(group, rule, bucket)
 
-    def _check_gradients(self, found: list[Member], kept: str) -> None:
-        call = type(self).__name__
-        found = [member for member in found if member.gradient.numel()]
-        gradients = [member.gradient for member in found]
-        for gradient in gradients:
-            if gradient.is_sparse:
-                raise TypeError(f"{call}: sparse gradients are not supported")
-            if processes.local(gradient) is not gradient:
-                raise TypeError(
-                    f"{call}: the parameter is sharded (DTensor) and a frame needs the whole matrix; use DistributedDataParallel, or"
-                    " estimators.convert with any torch optimizer under fully_shard"
-                )
-        if bad := unusable(gradients):
-            names = ", ".join(found[i].name for i in bad[:3])
-            raise ValueError(f"{call}.step(): gradient of {names} is NaN, infinite, or too large to be squared; {kept}")
-
     def _advance(self, group: dict[str, Any], rule: Rule, bucket: Bucket) -> None:
         flipped = group["rank"] is not None and _flipped(bucket.shape, rule.side)
         W, G, state = bucket.weights(flipped), bucket.gradients(flipped), bucket.state()
         draws = state["draws"]
 
         lr = float(group["lr"])  # schedules may make it a tensor
-        rate: Rate = lr * rule.multiplier
+        rate: Rate = lr * rule.multiplier * (1.0 if rule.adjust is None else rule.adjust(*bucket.shape))
         decay: Rate = 1 - lr * group["weight_decay"]
         if rule.relative is not None:
             weight_rms = rms(stack(W)).clamp_min(rule.relative)
             rate, decay = rate * weight_rms, 1 - lr * weight_rms * group["weight_decay"]
-        context = self._inner_step(group, rule, bucket, G, state, rate)
+        context = self._inner_step(group, rule, bucket, rule.complement.enter(G, W, state), state, rate)
         changes = [change for change in (rule.output.dense(context, rate), rule.complement.term(context)) if change is not None]
         low = rule.output.low(context)
 
@@ -195,9 +180,11 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         _add(W, context.frame, low, changes)
         if group["weight_decay"] and rule.decay_last:
             _scale(W, decay)
+        rule.complement.finish(W, context, rate)
         bucket.write_weights(W, flipped, group["seed"] if group["rounding"] == "stochastic" else None)
         state["clock"] += 1
-        bucket.write_state(state, unchanged=context.frame.tensors().keys() if state["draws"] == draws else ())
+        kept = context.frame.tensors().keys() if state["draws"] == draws and not rule.basis.follows else ()
+        bucket.write_state(state, unchanged=kept)
 
     def _inner_step(self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, rate: Rate) -> Context:
         """Everything between the gradient and the step in the frame's coordinates; the state advances."""
@@ -205,7 +192,6 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         old: Frame | None = rule.basis.frame.of(state)
         if old is not None and name in state and (rule.complement.needs_history or rule.output.needs_history or rule.basis.needs_mean):
             history = old.lift(inner.moment(state, name), G)
-        G = rule.complement.enter(G, state)
         clock = state["clock"] if rule.basis.batched else group["clock"]
         if old is None or (rule.every is not None and (clock + rule.phase) % rule.every == 0):
             frame = self._choose(group, rule, bucket, G, state, old, history)
@@ -223,6 +209,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         B = frame.sketch(G)
         move = inner.move(state, B, rate)
         rule.transport.settle(inner, state, memo)
+        state |= rule.basis.follow(G, frame, state)
         return Context(G, B, move, frame, state, history, lost)
 
     def _choose(
