@@ -8,17 +8,34 @@
 """
 
 from optimizers.apollo import Apollo, ApolloMini
+from optimizers.badam import BAdam
+from optimizers.coap import COAP
+from optimizers.dct_adamw import DCTAdamW
+from optimizers.dion import Dion
 from optimizers.fira import Fira
 from optimizers.flora import Flora
+from optimizers.foam import FOAM
 from optimizers.frugal import Frugal
 from optimizers.galore import GaLore
 from optimizers.golore import GoLore
+from optimizers.grad_norm_lorp import GradNormLoRP
+from optimizers.grass import Grass
+from optimizers.gum import GUM
 from optimizers.ldadam import LDAdam
+from optimizers.lisa import LISA
+from optimizers.mofasgd import MoFaSGD
+from optimizers.muon import Muon
+from optimizers.online_subspace import OnlineSubspaceDescent
+from optimizers.owlore import OwLore, outlier_shares
 from optimizers.per_layer import PerLayer, per_layer
 from optimizers.plumage import Plumage
+from optimizers.q_galore import QGaLore
+from optimizers.quantized import Int8Linear, float_weights, int8_weights
+from optimizers.rso import RSO
 from optimizers.spectral_adam import SpectralAdam
 from optimizers.split import split_parameters
 from optimizers.subspace import Rule, Subspace
+from optimizers.trion import Trion
 
 OPTIMIZERS: dict[str, type[Subspace]] = {
     "galore": GaLore,
@@ -31,23 +48,59 @@ OPTIMIZERS: dict[str, type[Subspace]] = {
     "ldadam": LDAdam,
     "plumage": Plumage,
     "spectral_adam": SpectralAdam,
+    "q_galore": QGaLore,
+    "coap": COAP,
+    "online_subspace": OnlineSubspaceDescent,
+    "grass": Grass,
+    "rso": RSO,
+    "grad_norm_lorp": GradNormLoRP,
+    "foam": FOAM,
+    "dct_adamw": DCTAdamW,
+    "muon": Muon,
+    "trion": Trion,
+    "dion": Dion,
+    "mofasgd": MoFaSGD,
+    "gum": GUM,
+    "lisa": LISA,
+    "owlore": OwLore,
+    "badam": BAdam,
 }
 
 __all__ = [
+    "COAP",
+    "FOAM",
+    "GUM",
+    "LISA",
     "OPTIMIZERS",
+    "RSO",
     "Apollo",
     "ApolloMini",
+    "BAdam",
+    "DCTAdamW",
+    "Dion",
     "Fira",
     "Flora",
     "Frugal",
     "GaLore",
     "GoLore",
+    "GradNormLoRP",
+    "Grass",
+    "Int8Linear",
     "LDAdam",
+    "MoFaSGD",
+    "Muon",
+    "OnlineSubspaceDescent",
+    "OwLore",
     "PerLayer",
     "Plumage",
+    "QGaLore",
     "Rule",
     "SpectralAdam",
     "Subspace",
+    "Trion",
+    "float_weights",
+    "int8_weights",
+    "outlier_shares",
     "per_layer",
     "split_parameters",
 ]

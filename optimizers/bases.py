@@ -34,8 +34,9 @@ class Draw:
     """What a choice may depend on beside G.
 
     ``names``: one a matrix of the batch; ``index``: number of the draw; ``clock``: steps made before this one; ``turn``: periods before this
-    one, the same for all parameters of the group; ``place`` of the first matrix among the ``count`` of its group; ``previous``: the last frame;
-    ``mean``: lift of the bias-corrected first moment in it, if the basis asked for it.
+    one, the same for all parameters of the group; ``place`` of the first matrix in ``group``, the names of all; ``flipped``: whether
+    G is transposed; ``previous``: the last frame; ``moment``: the first moment in it, and ``mean``: the lift of that, bias-corrected, if the basis
+    asked for them.
     """
 
     names: tuple[str, ...]
@@ -44,8 +45,10 @@ class Draw:
     clock: int
     turn: int
     place: int
-    count: int
+    group: tuple[str, ...]
+    flipped: bool = False
     previous: Frame | None = None
+    moment: Tensor | None = None
     mean: Tensor | None = None
 
     def each(self, G: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
@@ -74,6 +77,10 @@ class Basis(abc.ABC):
     @abc.abstractmethod
     def choose(self, G: Tensor, draw: Draw) -> Frame:
         """The frame for the coming period."""
+
+    def due(self, state: dict[str, Any], clock: int, every: int | None) -> bool:  # noqa: ARG002
+        """Whether a new frame is chosen ``clock`` steps after the first."""
+        return every is not None and clock % every == 0
 
     def follow(self, G: Tensor, frame: Frame, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         """What changes in the state after a step with ``frame``: the frame of the next one, where a basis learns at every step."""

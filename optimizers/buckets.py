@@ -34,9 +34,14 @@ class Member:
 
 def members(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Member]:
     """The parameters of ``group`` that have a gradient."""
+    called = names(optimizer, group)
+    return [Member(called[place], place, p, optimizer.state[p]) for place, p in enumerate(group["params"]) if p.grad is not None]
+
+
+def names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
+    """Of all parameters of ``group``; the place stands for one without."""
     index = next(i for i, other in enumerate(optimizer.param_groups) if other is group)
-    names = group.get("param_names") or [f"{index}.{place}" for place in range(len(group["params"]))]
-    return [Member(_plain(names[place]), place, p, optimizer.state[p]) for place, p in enumerate(group["params"]) if p.grad is not None]
+    return tuple(map(_plain, group.get("param_names") or [f"{index}.{place}" for place in range(len(group["params"]))]))
 
 
 def _plain(name: str) -> str:
@@ -101,7 +106,7 @@ class Bucket:
 
     def weights(self, flipped: bool) -> list[Tensor]:
         """The weights in float32 or better, transposed where ``flipped``; they share memory with 32-bit parameters."""
-        return [_oriented(member.p.detach(), flipped).to(self.exact) for member in self.members]
+        return [_oriented(_values(member.p), flipped).to(self.exact) for member in self.members]
 
     def gradients(self, flipped: bool) -> Tensor:
         """The gradients in float32 or better, transposed where ``flipped``."""
@@ -116,14 +121,18 @@ class Bucket:
         return dict.fromkeys(COUNTERS, 0) | tensors
 
     def write_weights(self, W: list[Tensor], flipped: bool, seed: int | None) -> None:
-        """Give 16-bit parameters what was changed in float32: rounded to the nearest, or with ``seed`` stochastically."""
-        if self.dtype not in SIXTEEN_BIT:
-            return
+        """Give 16-bit and quantised parameters what was changed in float32: rounded to the nearest, or with ``seed`` stochastically."""
         for member, changed in zip(self.members, W, strict=True):
-            if seed is not None:
-                generator = keyed.generator(seed, f"{member.name}.rounding", member.state.get("clock", 0), changed.device)
-                changed = stochastic_round(changed, self.dtype, generator)
-            _oriented(member.p.detach(), flipped).copy_(changed)
+            layer = getattr(member.p, "quantized", None)
+            if layer is None and self.dtype not in SIXTEEN_BIT:
+                continue
+            key = (f"{member.name}.rounding", member.state.get("clock", 0), changed.device)
+            generator = None if seed is None else keyed.generator(seed, *key)
+            if layer is not None:
+                layer.store(_oriented(changed, flipped), generator)
+            else:
+                rounded = changed if generator is None else stochastic_round(changed, self.dtype, generator)
+                _oriented(member.p.detach(), flipped).copy_(rounded)
 
     def write_state(self, state: State, unchanged: Iterable[str]) -> None:
         """Give every member its part of ``state``; ``unchanged`` names need no writing."""
@@ -137,6 +146,12 @@ class Bucket:
                     member.state[key] = value.contiguous()  # as a checkpoint gives it back: products round by the layout
                 elif key not in unchanged:
                     member.state[key] = value[i].clone()  # not a view: a state must not hold its neighbours' memory
+
+
+def _values(p: Tensor) -> Tensor:
+    """The numbers of a parameter, which its layer keeps in codes where it has the attribute ``quantized`` (optimizers/quantized.py)."""
+    layer = getattr(p, "quantized", None)
+    return p.detach() if layer is None else layer.read()
 
 
 def _oriented(X: Tensor, flipped: bool) -> Tensor:

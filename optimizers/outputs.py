@@ -47,8 +47,8 @@ class Complement:
         """Whether ``history`` and ``lost`` are to be formed."""
         return False
 
-    def enter(self, G: Tensor, W: list[Tensor], state: State) -> Tensor:  # noqa: ARG002
-        """The gradient that the frame is to see; W: the weights, one a matrix."""
+    def enter(self, G: Tensor, W: list[Tensor], state: State, flipped: bool) -> Tensor:  # noqa: ARG002
+        """The gradient that the frame is to see; W: the weights, one a matrix; ``flipped``: whether all of them are transposed."""
         return G
 
     def term(self, context: Context) -> Change | None:  # noqa: ARG002
@@ -140,7 +140,7 @@ class ErrorFeedback(Complement):
     def needs_history(self) -> bool:
         return self.beta1 is not None
 
-    def enter(self, G: Tensor, W: list[Tensor], state: State) -> Tensor:  # noqa: ARG002
+    def enter(self, G: Tensor, W: list[Tensor], state: State, flipped: bool) -> Tensor:  # noqa: ARG002
         return G + state["error"] if "error" in state else G
 
     def term(self, context: Context) -> None:
@@ -156,8 +156,8 @@ class FedBack(Complement):
 
     mu: float = 0.95
 
-    def enter(self, G: Tensor, W: list[Tensor], state: State) -> Tensor:  # noqa: ARG002
-        return G + state["momentum"] if "momentum" in state else G.clone()
+    def enter(self, G: Tensor, W: list[Tensor], state: State, flipped: bool) -> Tensor:  # noqa: ARG002
+        return G + state["momentum"] if "momentum" in state else G
 
     def term(self, context: Context) -> None:
         context.state["momentum"] = context.residual(1 - self.mu)
@@ -173,7 +173,10 @@ class Lift:
 
     def low(self, context: Context) -> tuple[Tensor, float] | None:
         """The step in the frame's coordinates and its factor, None if the weight gets none. Asked last: the move is used up."""
-        return context.move.step(), self.alpha
+        move = context.move
+        if move.denominator is None and not isinstance(move.factor, Tensor):
+            return move.numerator, -move.factor * self.alpha
+        return move.step(), self.alpha
 
     def dense(self, context: Context, rate: Rate) -> Change | None:  # noqa: ARG002
         """A change of the weight that is not low-rank, None if there is none."""

@@ -100,18 +100,43 @@ def largest(values: Tensor, r: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Turns(Basis):
-    """``rank`` matrices of a group, or that share of them, are active in a period, in the ``order`` given, the others not at all."""
+    """``rank`` units of a group, or that share of them, are active in a period, in the ``order`` given, the others not at all. A unit is a
+    matrix, or with ``layers`` all that belong to one layer. ``weights``: of the units in a random order, in the order of their appearance."""
 
     order: Literal["ascending", "descending", "random"] = "descending"
+    layers: bool = False
+    weights: tuple[float, ...] | None = None
 
     frame: ClassVar[type[Frame]] = Whole
     batched: ClassVar[bool] = False
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
-        active = self.size(draw.count)
-        turns = range(draw.turn * active, (draw.turn + 1) * active)
+        return Whole(int(self.active(draw.group, draw.seed, draw.turn)[draw.place]))
+
+    def active(self, group: tuple[str, ...], seed: int, turn: int) -> list[bool]:
+        """Which of the matrices called ``group`` have their turn in period ``turn``."""
+        of = units(group) if self.layers else list(range(len(group)))
+        count = max(of) + 1
+        size = self.size(count)
         if self.order == "random":
-            order = torch.randperm(draw.count, generator=keyed.generator(draw.seed, "turns", draw.turn)).tolist()
-            return Whole(int(draw.place in order[:active]))
-        place = draw.place if self.order == "ascending" else draw.count - 1 - draw.place
-        return Whole(int(place in {turn % draw.count for turn in turns}))
+            generator = keyed.generator(seed, "turns", turn)
+            weights = torch.ones(count) if self.weights is None else torch.tensor(self.weights)
+            if len(weights) != count:
+                raise ValueError(f"Turns(weights={self.weights}): {count} layers or matrices have turns")
+            chosen = set(weights.double().multinomial(size, generator=generator).tolist())
+        else:
+            places = {at % count for at in range(turn * size, (turn + 1) * size)}
+            chosen = places if self.order == "ascending" else {count - 1 - place for place in places}
+        return [unit in chosen for unit in of]
+
+
+def units(group: tuple[str, ...]) -> list[int]:
+    """The layer of every parameter by its name: numbered by first appearance of what stands before and at the first number in the name
+    (``model.layers.3.mlp.up_proj.weight`` and ``model.layers.3.self_attn.q_proj.weight`` are one); a name without a number is its own."""
+    stems = []
+    for name in group:
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        stems.append(name if number is None else ".".join(parts[: number + 1]))
+    order = {stem: place for place, stem in enumerate(dict.fromkeys(stems))}
+    return [order[stem] for stem in stems]

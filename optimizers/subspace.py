@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from optimizers.bases import Basis, Draw, Identity
-from optimizers.buckets import Bucket, Member, buckets, members, refuse_unusable, stack
+from optimizers.buckets import Bucket, Member, buckets, members, names, refuse_unusable, stack
 from optimizers.frames import Frame
 from optimizers.groups import check
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
@@ -33,6 +33,7 @@ from optimizers.storage import FLOAT, EightBit, Storage
 from optimizers.transports import KEEP, Transport
 
 Side = Literal["smaller", "larger", "left", "right"]
+Watcher = Callable[[tuple[str, ...], Context], None]
 Injected = Callable[[str, int], "Frame | None"]
 Params = Iterable[Any]
 COMMON: dict[str, Any] = {
@@ -89,6 +90,9 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
     inject: Injected | None = None
     """The one way to give a method its frame: a function (name of the parameter, steps made before this one) → frame, or None for the
     method's own choice. Asked at every refresh; the frame acts on the oriented gradient, whose projected dimension is the last."""
+
+    watch: Watcher | None = None
+    """Called at every step with the names of the parameters and what happened to their gradients (``Context``), before the weights change."""
 
     def __init__(self, params: Params, lr: float = 1e-3, own: Any = None, *, seed: int = 0, **options: Any) -> None:
         """``own``: a dict of the method's options, ``rank`` among them; ``options``: common ones. Raises ``TypeError`` for others."""
@@ -171,8 +175,10 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         if rule.relative is not None:
             weight_rms = rms(stack(W)).clamp_min(rule.relative)
             rate, decay = rate * weight_rms, 1 - lr * weight_rms * group["weight_decay"]
-        context = self._inner_step(group, rule, bucket, rule.complement.enter(G, W, state), state, rate)
+        context = self._inner_step(group, rule, bucket, rule.complement.enter(G, W, state, flipped), state, rate)
         changes = [change for change in (rule.output.dense(context, rate), rule.complement.term(context)) if change is not None]
+        if self.watch is not None:
+            self.watch(bucket.names, context)
         low = rule.output.low(context)
 
         if group["weight_decay"] and not rule.decay_last:
@@ -193,7 +199,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         if old is not None and name in state and (rule.complement.needs_history or rule.output.needs_history or rule.basis.needs_mean):
             history = old.lift(inner.moment(state, name), G)
         clock = state["clock"] if rule.basis.batched else group["clock"]
-        if old is None or (rule.every is not None and (clock + rule.phase) % rule.every == 0):
+        if old is None or rule.basis.due(state, clock + rule.phase, rule.every):
             frame = self._choose(group, rule, bucket, G, state, old, history)
             if old is not None and state["step"]:
                 memo = rule.transport.carry(inner, state, old, frame)
@@ -220,10 +226,12 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             if not isinstance(given, kind):
                 raise ValueError(f"{type(self).__name__}.inject: the frame must be {kind.__name__}, got {type(given).__name__}")
             return given
-        mean = None if history is None else history / rule.inner.corrections(state["step"])[0]
+        known = {} if history is None else {"mean": history / rule.inner.corrections(state["step"])[0]}
+        if history is not None:
+            known["moment"] = rule.inner.moment(state, rule.inner.first)
         turn = group["clock"] // rule.every if rule.every else 0
-        draw = Draw(bucket.names, group["seed"], state["draws"], state["clock"], turn, bucket.place, len(group["params"]), old, mean)
-        return rule.basis.choose(G, draw)
+        at = (group["seed"], state["draws"], state["clock"], turn, bucket.place, names(self, group), _flipped(bucket.shape, rule.side), old)
+        return rule.basis.choose(G, Draw(bucket.names, *at, **known))
 
     # checkpoints and sizes
 

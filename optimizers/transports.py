@@ -7,6 +7,8 @@
                     (LDAdam, 2410.16103).
                     ``filled``: the part 1 − Σⱼ cos² of a direction that lies outside the old frame has the row's mean N, so that a direction
                     never seen before does not begin with N = 0, and late in training with a step of (1−β₁)/√(1−β₂) in every entry.
+``Rotate``          M ← MR, N ← |NR|: exact where R moves columns and changes none (DCT-AdamW).
+``Roots``           M ← MR, N ← (√N·R)² (COAP's option).
 ``ReprojectOnce``   M ← sketch_new(lift_old(M)) for one step, whose result is not kept: GoLore's published code.
 """
 
@@ -68,6 +70,26 @@ class ReprojectBoth(Transport):
             squares = squares + old.unseen(new, N / second)
         inner.write(state, str(inner.first), M @ R)
         inner.write(state, str(inner.second), squares * second)
+
+
+class Rotate(Transport):
+    """Columns that stay keep their moments, new ones have none. For Adam."""
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> None:
+        for name in (inner.first, inner.second):
+            X = inner.moment(state, name)
+            X = X @ old.change(new).to(X.dtype)
+            inner.write(state, str(name), X if name == inner.first else X.abs())
+
+
+class Roots(Transport):
+    """Second moments as the squares of re-projected roots. For Adam."""
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> None:
+        M, N = inner.moment(state, inner.first), inner.moment(state, inner.second)
+        R = old.change(new).to(M.dtype)
+        inner.write(state, str(inner.first), M @ R)
+        inner.write(state, str(inner.second), (N.sqrt() @ R).square())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""OwLore: a few layers by turns, those with more outlying weights more often, and GaLore inside (arXiv 2405.18380).
+
+    every K steps: γ of the L layers without replacement, with probabilities proportional to their shares of outliers
+    of their matrices: V = r leading right singular vectors of G;  R = GV;  M, N ← Adam's means of R, R²;  W ← (1 − ηλ)W − η·α·(M̂/(√N̂ + ε))Vᵀ
+
+    share of outliers of a layer: entries of |W|, times the norm of their input where it is known, above ``multiple`` times the mean
+    (`outlier_shares`)
+
+Biased as GaLore, and by the unequal chances of the layers, which are not paid back. State: mr + 2nr elements while a layer has its turn; with
+``freeze`` gradients as well.
+
+Differs from the published code, which has no licence and was not read but is described: a layer's directions are chosen at the beginning of its
+turn, there every 100 steps of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optimizers.bases import Basis, Draw, TopSingular
+from optimizers.frames import Dense, Frame
+from optimizers.outputs import Lift
+from optimizers.sampling import LayerSampling
+from optimizers.selections import Turns, units
+from optimizers.subspace import Params, Rule
+from optimizers.transports import Reset
+
+
+@dataclass(frozen=True)
+class InTurn(Basis):
+    """Leading directions of a matrix that has its turn, none of one that has not."""
+
+    turns: Turns = field(default_factory=Turns)
+
+    frame: ClassVar[type[Frame]] = Dense
+    batched: ClassVar[bool] = False
+
+    def choose(self, G: Tensor, draw: Draw) -> Frame:
+        active = self.turns.active(draw.group, draw.seed, draw.turn)[draw.place]
+        return TopSingular(self.rank).choose(G, draw) if active else Dense(G.new_zeros(G.shape[-1], 0))
+
+
+class OwLore(LayerSampling):
+    """See the module docstring. ``rank``: r; ``layers``: γ; ``every``: K in steps; ``weights``: of the layers in the order of their appearance,
+    equal ones if None (see ``outlier_shares``); ``scale``: α; ``freeze``: ``LayerSampling``."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 3e-4,
+        *,
+        rank: int | float | None = 256,
+        layers: int | float = 5,
+        every: int = 50,
+        weights: tuple[float, ...] | None = None,
+        scale: float = 1.0,
+        freeze: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        own = {"rank": rank, "layers": layers, "every": every, "weights": weights, "scale": scale, "freeze": freeze}
+        super().__init__(params, lr, own, seed=seed, **options)
+
+    def turns(self, group: dict[str, Any]) -> Turns:
+        return Turns(group["layers"], "random", layers=True, weights=None if group["weights"] is None else tuple(group["weights"]))
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        return Rule(
+            basis=InTurn(group["rank"], self.turns(group)),
+            every=group["every"],
+            inner=self.adam(group),
+            transport=Reset(),
+            output=Lift(group["scale"]),
+        )
+
+
+def outlier_shares(
+    named: Iterable[tuple[str, Tensor]], multiple: float = 13.0, inputs: Mapping[str, Float[Tensor, " n"]] | None = None
+) -> tuple[float, ...]:
+    """For ``OwLore(weights=…)``: of every layer, in the order of appearance, the mean share of entries above ``multiple`` times the mean.
+
+    ``named``: the projected matrices (m, n) with their names, as in the group; ``inputs``: the norm of every input of a matrix, by its name. Layers
+    without
+    any get a tenth of the least other share, equal ones if no layer has any: every layer must keep a chance. Raises ``ValueError`` for no matrices.
+    """
+    pairs = list(named)
+    if not pairs:
+        raise ValueError("outlier_shares: no matrices")
+    of = units(tuple(name for name, _ in pairs))
+    found: dict[int, list[float]] = {}
+    for unit, (name, W) in zip(of, pairs, strict=True):
+        size = W.detach().abs() * (inputs[name] if inputs is not None else 1.0)
+        found.setdefault(unit, []).append(float((size > multiple * size.mean()).to(torch.float64).mean()))
+    shares = [sum(some) / len(some) for _, some in sorted(found.items())]
+    least = min((share for share in shares if share > 0), default=10.0) / 10
+    return tuple(max(share, least) for share in shares)

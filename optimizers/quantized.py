@@ -1,0 +1,135 @@
+"""Affine integer codes: x ≈ scale·(code − zero) in groups of adjacent numbers, for projectors in 4 bits and weights in 8.
+
+scale = (max − min)/(2ᵇ − 1) over a group and zero, so that zero is a code; rounding to the nearest is within scale/2, stochastic rounding is right in
+expectation: E[code] = x/scale + zero wherever the group's range holds it, which it does for what the range was made from. ``Int8Linear`` is a layer
+whose weight is nothing but codes between steps; the parameter that optimizers and autograd see has its shape and gradient and takes no memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+GROUP = 256
+
+
+class Codes(NamedTuple):
+    """uint8 ``codes`` (groups, size), ``scale`` (groups, 1) in float32 and uint8 ``zero`` (groups, 1)."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def quantize(x: Tensor, bits: int, group: int = GROUP, generator: torch.Generator | None = None, uniform: Tensor | None = None) -> Codes:
+    """Codes of x, read row by row in groups of ``group`` (of all numbers, if they cannot be divided so). Stochastic with a ``generator``, or with the
+    ``uniform`` numbers (groups, size) given."""
+    size = group if x.numel() % group == 0 else x.numel()
+    flat = x.reshape(-1, size).to(torch.promote_types(x.dtype, torch.float32))
+    top = 2**bits - 1
+    low, high = flat.amin(1, keepdim=True).clamp_max(0), flat.amax(1, keepdim=True).clamp_min(0)
+    scale = (high - low).clamp_min(1e-5) / top
+    zero = (-torch.round(low / scale)).clamp(0, top)
+    at = flat / scale
+    if generator is not None:
+        uniform = torch.rand(at.shape, generator=generator, device=at.device, dtype=at.dtype)
+    rounded = torch.round(at) if uniform is None else torch.floor(at) + (uniform < at - torch.floor(at))
+    return Codes((rounded + zero).clamp(0, top).to(torch.uint8), scale, zero.to(torch.uint8))
+
+
+def dequantize(coded: Codes, shape: torch.Size | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers that the codes stand for, in ``shape``."""
+    exact = torch.promote_types(coded.scale.dtype, torch.float32)
+    return (coded.scale * (coded.codes.to(exact) - coded.zero.to(exact))).reshape(shape).to(dtype)
+
+
+def pack(codes: Tensor) -> Tensor:
+    """4-bit codes (any shape), two a byte: (⌈count/2⌉,)."""
+    flat = codes.reshape(-1)
+    flat = torch.cat([flat, flat.new_zeros(flat.numel() % 2)])
+    return flat[::2] | (flat[1::2] << 4)
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """The inverse, (count,)."""
+    return torch.stack([packed & 15, packed >> 4], dim=-1).reshape(-1)[:count]
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weight is held in 8-bit codes. ``weight`` has the shape (m, n), a gradient, and no numbers; optimizers of this package
+    read and
+    write the codes through ``read`` and ``store``, others cannot train it. Exact in the given codes: products are of the dequantised weight."""
+
+    def __init__(self, linear: nn.Linear, group: int = GROUP) -> None:
+        super().__init__()
+        self.group, self.bias = group, linear.bias
+        for name, value in quantize(linear.weight.detach(), 8, group)._asdict().items():
+            self.register_buffer(name, value)
+        self.weight = nn.Parameter(linear.weight.new_zeros(()).expand(linear.weight.shape), requires_grad=linear.weight.requires_grad)
+        cast(Any, self.weight).quantized = self
+
+    def read(self) -> Float[Tensor, "m n"]:
+        """The weight in the parameter's precision."""
+        codes = Codes(cast(Tensor, self.codes), cast(Tensor, self.scale), cast(Tensor, self.zero))
+        return dequantize(codes, self.weight.shape, self.weight.dtype)
+
+    @torch.no_grad()
+    def store(self, W: Float[Tensor, "m n"], generator: torch.Generator | None = None, uniform: Tensor | None = None) -> None:
+        """Codes of W, with new scales; stochastic with a generator."""
+        for name, value in quantize(W, 8, self.group, generator, uniform)._asdict().items():
+            cast(Tensor, getattr(self, name)).copy_(value)
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        cast(Any, self.weight).quantized = self  # a copied module has a copied parameter
+        y = cast(Tensor, _Product.apply(x, self.weight, self))
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, bias={self.bias is not None}, group={self.group}"
+
+
+class _Product(torch.autograd.Function):
+    """xWᵀ with W read from its codes in both passes, so that it lives in neither."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: Int8Linear) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return x @ layer.read().to(x.dtype).mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (D,), (x,) = gradients, ctx.saved_tensors
+        layer: Int8Linear = ctx.layer
+        into_x = D @ layer.read().to(D.dtype) if ctx.needs_input_grad[0] else None
+        into_w = D.flatten(0, -2).mT @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return into_x, None if into_w is None else into_w.to(layer.weight.dtype), None
+
+
+def int8_weights(model: nn.Module, chosen: set[str] | None = None, group: int = GROUP) -> list[str]:
+    """Replace linear layers by ``Int8Linear``, those called ``chosen``, or all; returns their names. Embeddings, heads and norms are the caller's
+    to leave out. Raises ``ValueError`` for a weight that other modules share."""
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            uses[id(p)] = uses.get(id(p), 0) + 1
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and (chosen is None or name in chosen)]
+    for name in names:
+        if uses[id(cast(nn.Linear, model.get_submodule(name)).weight)] > 1:
+            raise ValueError(f"int8_weights: the weight of {name} is shared with another module")
+    for name in names:
+        model.set_submodule(name, Int8Linear(cast(nn.Linear, model.get_submodule(name)), group))
+    return names
+
+
+def float_weights(model: nn.Module) -> nn.Module:
+    """The same with every ``Int8Linear`` a plain linear layer again, in place."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Int8Linear):
+            plain = nn.Linear(layer.weight.shape[1], layer.weight.shape[0], bias=False, device="meta")
+            plain.weight, plain.bias = nn.Parameter(layer.read()), layer.bias  # pyright: ignore[reportAttributeAccessIssue]
+            model.set_submodule(name, plain)
+    return model
