@@ -9,8 +9,8 @@ the r-subset of columns that loses least of A. State: 2nr + r elements (the indi
 parameters of its order.
 
 ``norm``: "l1", as published, or "l2". ``rotate=False`` keeps M and N by place, whatever the columns are now.
-Differs from the published code: T counts from the first step, there from one before it; C belongs to each matrix's own dimension, there to that of
-the
+``variant="reference-code"``: T counts from one step before the first. Differs from the published code: C belongs to each matrix's own dimension,
+there to that of the
 first; rotation is the exact partial permutation, there a product that rounds, so that new columns begin at 1e-8 of others' N; the error is kept in
 float32 (the 8-bit one there has 16 levels, and the 4-bit one is unpacked in another order than packed).
 """
@@ -28,7 +28,7 @@ from optimizers.transports import KEEP, Rotate
 class DCTAdamW(Subspace):
     """See the module docstring. ``rank``: r; ``every``: T in steps."""
 
-    choices = {"norm": ("l1", "l2")}
+    choices = {"norm": ("l1", "l2"), "variant": ("paper", "reference-code")}
 
     def __init__(
         self,
@@ -40,10 +40,11 @@ class DCTAdamW(Subspace):
         norm: Literal["l1", "l2"] = "l1",
         rotate: bool = True,
         feedback: bool = True,
+        variant: str = "paper",
         seed: int = 0,
         **options: Any,
     ) -> None:
-        own = {"rank": rank, "every": every, "norm": norm, "rotate": rotate, "feedback": feedback}
+        own = {"rank": rank, "every": every, "norm": norm, "rotate": rotate, "feedback": feedback, "variant": variant}
         super().__init__(params, lr, own, seed=seed, **options)
 
     def rule(self, group: dict[str, Any]) -> Rule:
@@ -51,6 +52,7 @@ class DCTAdamW(Subspace):
         return Rule(
             basis=AlignedCosines(group["rank"], group["norm"]),
             every=group["every"],
+            phase=1 if group["variant"] == "reference-code" else 0,
             inner=self.adam(group),
             transport=Rotate() if group["rotate"] else KEEP,
             complement=feedback,

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-METHODS = ("galore", "golore", "flora", "fira", "apollo", "frugal", "ldadam")
+METHODS = ("galore", "golore", "flora", "fira", "apollo", "frugal", "ldadam", "coap", "osd", "qgalore")  # beginnings of their names
+METHODS += ("dct", "trion", "newtonschulz", "mofasgd", "dion", "torchmuon")
 KEPT = (0, 5, 10, 11)  # steps whose weights are compared: the first, after two refreshes, the last
-DROPPED = ("M_last", "V_last", "limnorm", "state_dtype", "ef_after", "seed_after")
+DROPPED = ("M_last", "V_last", "limnorm", "state_dtype", "ef_after", "seed_after", "queue_last", "O_lowrank", "Q", "D")
+DROPPED += ("ef", "bf16", "Wcode0", "Wscale0", "Wzero0", "Pfloat")  # or the name before an underscore
 HERE = Path(__file__).parent
 
 
@@ -29,7 +31,11 @@ def main(source: Path) -> None:
             if not run["method"].lower().startswith(METHODS):
                 continue
             held = np.load(source / folder / run["file"])
-            data = {name: held[name] for name in held.files if name not in DROPPED and not name.endswith("_state")}
+            data = {
+                name: held[name]
+                for name in held.files
+                if name not in DROPPED and not name.endswith("_state") and name.split("_")[0] not in DROPPED
+            }
             if "case" in run:
                 data |= {"W0": shared[f"W0_{run['case']}"], "grads": shared[f"grads_{run['case']}"]}
             name = run["file"].removesuffix(".npz")
@@ -38,9 +44,9 @@ def main(source: Path) -> None:
             entry["tolerance"] = run.get("tolerance_suggestion", 5e-6)
             entry["source"] = run.get("implementation") or {key: run[key] for key in ("package", "commit", "cls") if key in run}
             for key, value in data.items():
-                kept = value[list(KEPT)] if key.startswith("Ws") else value
-                digest = hashlib.sha256(kept.tobytes() + str(kept.shape).encode()).hexdigest()[:12]
-                arrays[digest] = kept
+                some = value[list(KEPT)] if key.startswith("Ws") else value
+                digest = hashlib.sha256(some.tobytes() + str(some.shape).encode()).hexdigest()[:12]
+                arrays[digest] = some
                 entry["keys"][key] = digest
             index.append(entry)
     np.savez_compressed(HERE / "trajectories.npz", **arrays)  # pyright: ignore[reportArgumentType]
