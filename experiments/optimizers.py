@@ -26,7 +26,7 @@ from optimizers.outputs import ScaleGradient
 from theory import optimizer_state
 
 LR = 1e-3
-FRUGAL_SHARE = 0.25  # of its matrices that have their turn, by default; the others keep nothing
+MATRICES = 4  # of one shape, so that a quarter of them can have their turn
 # what the mean of the path is of g, at r over the smaller dimension; APOLLO's path is the gradient itself
 CLAIMS: dict[str, Callable[[float], float]] = {
     "adamw": lambda _: 1.0,
@@ -110,28 +110,29 @@ def main(config: Config) -> runs.Run:
 
 
 def _state(config: Config, name: str) -> dict[str, Any]:
-    """Of as many equal matrices as FRUGAL needs for one of them to have its turn."""
-    share = FRUGAL_SHARE if name == "frugal" else 1.0
-    parameters = [nn.Parameter(torch.zeros(config.shape)) for _ in range(round(1 / FRUGAL_SHARE))]
+    """Of as many equal matrices as are needed for one of them to have its turn."""
+    formula = optimizer_state.FORMULAS[name]
+    parameters = [nn.Parameter(torch.zeros(config.shape)) for _ in range(MATRICES)]
     generator = keyed.generator(config.seed, "state", 0)
     kind = ALL[name]
-    optimizer = kind(parameters, LR, seed=config.seed, **kind.takes(rank=FRUGAL_SHARE if name == "frugal" else config.rank))
+    rank = formula.share if name == "frugal" else config.rank  # of the matrices, those that have their turn
+    optimizer = kind(parameters, LR, seed=config.seed, **kind.takes(rank=rank, layers=1, freeze=False))
     for _ in range(2):
         for p in parameters:
             p.grad = torch.randn(config.shape, generator=generator)
         optimizer.step()
-    measured = optimizer.state_bytes() / len(parameters)
-    formula, _ = optimizer_state.FORMULAS[name]
-    elements = share * optimizer_state.elements(name, *config.shape, 1 if name == "apollo_mini" else config.rank)
-    full = optimizer_state.elements("adamw", *config.shape, config.rank)
+    measured = optimizer.state_bytes() / MATRICES
+    share = sum(state["rest"] for state in optimizer.state.values()) / MATRICES if name == "gum" else formula.share  # as the coins fell
+    predicted = optimizer_state.state_bytes(name, *config.shape, config.rank, share)
+    full = optimizer_state.state_bytes("adamw", *config.shape, config.rank)
     return {
         "kind": "state",
         "method": name,
-        "formula": formula,
-        "predicted_bytes": 4 * elements,
+        "formula": formula.text,
+        "predicted_bytes": predicted,
         "state_bytes": measured,
-        "over_adamw": elements / full,
-        "holds": measured == 4 * elements,
+        "over_adamw": optimizer_state.state_bytes(name, *config.shape, config.rank) / full,
+        "holds": measured == predicted,
     }
 
 

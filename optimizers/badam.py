@@ -11,16 +11,16 @@ block's 16-bit weights (``rounding="stochastic"`` protects them), and a random o
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from optimizers.bases import Identity
 from optimizers.sampling import LayerSampling
-from optimizers.selections import Turns
 from optimizers.subspace import Params, Rule
-from optimizers.transports import Reset
 
 
 class BAdam(LayerSampling):
-    """See the module docstring. ``rank``: layers in a block; ``every``: K in steps; ``freeze``: ``LayerSampling``."""
+    """See the module docstring. ``layers`` in a block, a number or a share; ``every``: K in steps; ``freeze``: ``LayerSampling``. ``rank`` says
+    which groups are matrices of layers."""
 
     choices = {"order": ("descending", "ascending", "random")}
 
@@ -30,16 +30,18 @@ class BAdam(LayerSampling):
         lr: float = 1e-3,
         *,
         rank: int | float | None = 1,
+        layers: int | float = 1,
         every: int = 50,
-        order: Literal["descending", "ascending", "random"] = "descending",
+        order: str = "descending",
         freeze: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(params, lr, {"rank": rank, "every": every, "order": order, "freeze": freeze}, seed=seed, **options)
+        own = {"rank": rank, "layers": layers, "every": every, "order": order, "freeze": freeze}
+        super().__init__(params, lr, own, seed=seed, **options)
 
-    def turns(self, group: dict[str, Any]) -> Turns:
-        return Turns(group["rank"], group["order"], layers=True)
+    def order(self, group: dict[str, Any]) -> tuple[Any, Any]:
+        return group["order"], None
 
     def rule(self, group: dict[str, Any]) -> Rule:
-        return Rule(basis=self.turns(group), every=group["every"], side="right", inner=self.adam(group), transport=Reset())
+        return Rule(basis=Identity(), side="right", inner=self.adam(group))

@@ -13,30 +13,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from optimizers.bases import Identity
 from optimizers.sampling import LayerSampling
-from optimizers.selections import Turns
 from optimizers.subspace import Params, Rule
-from optimizers.transports import Reset
 
 
 class LISA(LayerSampling):
-    """See the module docstring. ``rank``: γ, layers or their share; ``every``: K in steps; ``freeze``: ``LayerSampling``."""
+    """See the module docstring. ``layers``: γ, a number or a share; ``every``: K in steps; ``freeze``: ``LayerSampling``. ``rank`` says which
+    groups are matrices of layers."""
 
     def __init__(
         self,
         params: Params,
         lr: float = 1e-3,
         *,
-        rank: int | float | None = 2,
+        rank: int | float | None = 1,
+        layers: int | float = 2,
         every: int = 20,
         freeze: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(params, lr, {"rank": rank, "every": every, "freeze": freeze}, seed=seed, **options)
+        super().__init__(params, lr, {"rank": rank, "layers": layers, "every": every, "freeze": freeze}, seed=seed, **options)
 
-    def turns(self, group: dict[str, Any]) -> Turns:
-        return Turns(group["rank"], "random", layers=True)
+    def order(self, group: dict[str, Any]) -> tuple[Any, Any]:  # noqa: ARG002
+        return "random", None
 
     def rule(self, group: dict[str, Any]) -> Rule:
-        return Rule(basis=self.turns(group), every=group["every"], side="right", inner=self.adam(group), transport=Reset())
+        return Rule(basis=Identity(), side="right", inner=self.adam(group))

@@ -16,39 +16,20 @@ turn, there every 100 steps of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, float64
 
-from optimizers.bases import Basis, Draw, TopSingular
-from optimizers.frames import Dense, Frame
+from optimizers.bases import TopSingular
 from optimizers.outputs import Lift
-from optimizers.sampling import LayerSampling
-from optimizers.selections import Turns, units
+from optimizers.sampling import LayerSampling, units
 from optimizers.subspace import Params, Rule
-from optimizers.transports import Reset
-
-
-@dataclass(frozen=True)
-class InTurn(Basis):
-    """Leading directions of a matrix that has its turn, none of one that has not."""
-
-    turns: Turns = field(default_factory=Turns)
-
-    frame: ClassVar[type[Frame]] = Dense
-    batched: ClassVar[bool] = False
-
-    def choose(self, G: Tensor, draw: Draw) -> Frame:
-        active = self.turns.active(draw.group, draw.seed, draw.turn)[draw.place]
-        return TopSingular(self.rank).choose(G, draw) if active else Dense(G.new_zeros(G.shape[-1], 0))
 
 
 class OwLore(LayerSampling):
-    """See the module docstring. ``rank``: r; ``layers``: γ; ``every``: K in steps; ``weights``: of the layers in the order of their appearance,
-    equal ones if None (see ``outlier_shares``); ``scale``: α; ``freeze``: ``LayerSampling``."""
+    """See the module docstring. ``rank``: r; ``layers``: γ, a number or a share; ``every``: K in steps; ``weights``: of the layers in the order of
+    their appearance, equal ones if None (see ``outlier_shares``); ``scale``: α; ``freeze``: ``LayerSampling``."""
 
     def __init__(
         self,
@@ -67,17 +48,11 @@ class OwLore(LayerSampling):
         own = {"rank": rank, "layers": layers, "every": every, "weights": weights, "scale": scale, "freeze": freeze}
         super().__init__(params, lr, own, seed=seed, **options)
 
-    def turns(self, group: dict[str, Any]) -> Turns:
-        return Turns(group["layers"], "random", layers=True, weights=None if group["weights"] is None else tuple(group["weights"]))
+    def order(self, group: dict[str, Any]) -> tuple[Any, Any]:
+        return "random", group["weights"]
 
     def rule(self, group: dict[str, Any]) -> Rule:
-        return Rule(
-            basis=InTurn(group["rank"], self.turns(group)),
-            every=group["every"],
-            inner=self.adam(group),
-            transport=Reset(),
-            output=Lift(group["scale"]),
-        )
+        return Rule(basis=TopSingular(group["rank"]), inner=self.adam(group), output=Lift(group["scale"]))
 
 
 def outlier_shares(
@@ -96,7 +71,7 @@ def outlier_shares(
     found: dict[int, list[float]] = {}
     for unit, (name, W) in zip(of, pairs, strict=True):
         size = W.detach().abs() * (inputs[name] if inputs is not None else 1.0)
-        found.setdefault(unit, []).append(float((size > multiple * size.mean()).to(torch.float64).mean()))
+        found.setdefault(unit, []).append(float((size > multiple * size.mean()).to(float64).mean()))
     shares = [sum(some) / len(some) for _, some in sorted(found.items())]
     least = min((share for share in shares if share > 0), default=10.0) / 10
     return tuple(max(share, least) for share in shares)

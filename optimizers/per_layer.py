@@ -33,9 +33,17 @@ class PerLayer:
             raise ValueError("per_layer: gradients are averaged over processes after these steps; use one process or optimizer.step()")
         self.optimizer, self.accumulate, self.clip = optimizer, accumulate, clip
         self.passes: dict[Tensor, int] = {}
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        self.handles: list[Any] = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.handles: list[Any] = [self._hooked(p) for p in parameters]
         self.handles += [optimizer.register_step_pre_hook(self._late), optimizer.register_step_post_hook(self._ended)]
+
+    def _hooked(self, p: Tensor) -> Any:
+        """Also where gradients are off for now, as in a layer that has no turn."""
+        needed = p.requires_grad
+        p.requires_grad_()
+        handle = p.register_post_accumulate_grad_hook(self._arrived)
+        p.requires_grad_(needed)
+        return handle
 
     @torch.no_grad()
     def _arrived(self, p: Tensor) -> None:

@@ -37,7 +37,7 @@ class FourBit(Frame):
     scale: Float[Tensor, "groups 1"]
     zero: UInt8[Tensor, "groups 1"]
     gap: int
-    likeness: Float[Tensor, " kept"]
+    likeness: Float[Tensor, " kept"]  # NaN where there was no refresh yet
 
     def dense(self, like: Tensor) -> Dense:
         """V in the precision of ``like`` (M, N)."""
@@ -74,14 +74,12 @@ class Lazy(Basis):
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:
         V = top_right_singular(G, self.size(min(G.shape)))
-        gap, likeness = self.every, G.new_zeros(0, dtype=torch.float32)
+        gap, likeness = self.every, G.new_full((self.kept,), torch.nan, dtype=torch.float32)
         if isinstance(draw.previous, FourBit):
             old = draw.previous.dense(G).V
             alike = old[:, 0] @ V[:, 0] / old[:, 0].norm() if self.by == "vector" else (old.mT @ V).square().sum() / V.shape[1]
-            likeness = torch.cat([draw.previous.likeness, alike.reshape(1).to(likeness)])[-self.kept :]
-            gap = draw.previous.gap
-            if len(likeness) == self.kept and float(likeness.mean()) >= self.threshold:
-                gap *= 2
+            likeness = torch.cat([draw.previous.likeness[1:], alike.reshape(1).to(likeness)])
+            gap = draw.previous.gap * (2 if float(likeness.mean()) >= self.threshold else 1)
         coded = quantize(V, 4, self.group)
         return FourBit(pack(coded.codes), coded.scale, coded.zero, gap, likeness)
 

@@ -2,11 +2,12 @@
 
 ``RandomColumns``, ``RandomEntries``   a uniform part (FRUGAL). ``LargestColumns``, ``SampledColumns``   by their norms, the r largest, or drawn with
 probabilities that are proportional to them and paid back (Grass). ``AlignedCosines``   the r columns of the DCT matrix that G has most in
-(DCT-AdamW, Trion). ``Turns``   whole matrices, or whole layers, by turns (FRUGAL, BAdam, LISA).
+(DCT-AdamW, Trion). ``Turns``   whole matrices by turns (FRUGAL); whole layers: ``sampling``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,6 +18,8 @@ from estimators import keyed
 from estimators.law import uniform_subset
 from optimizers.bases import Basis, Draw
 from optimizers.frames import Columns, Cosines, Entries, Frame, ScaledColumns, Whole, dct_matrix
+
+Order = Literal["ascending", "descending", "random"]
 
 
 @dataclass(frozen=True)
@@ -100,43 +103,25 @@ def largest(values: Tensor, r: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Turns(Basis):
-    """``rank`` units of a group, or that share of them, are active in a period, in the ``order`` given, the others not at all. A unit is a
-    matrix, or with ``layers`` all that belong to one layer. ``weights``: of the units in a random order, in the order of their appearance."""
+    """``rank`` matrices of a group, or that share of them, are active in a period, in the ``order`` given, the others not at all."""
 
-    order: Literal["ascending", "descending", "random"] = "descending"
-    layers: bool = False
-    weights: tuple[float, ...] | None = None
+    order: Order = "descending"
 
     frame: ClassVar[type[Frame]] = Whole
     batched: ClassVar[bool] = False
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
-        return Whole(int(self.active(draw.group, draw.seed, draw.turn)[draw.place]))
-
-    def active(self, group: tuple[str, ...], seed: int, turn: int) -> list[bool]:
-        """Which of the matrices called ``group`` have their turn in period ``turn``."""
-        of = units(group) if self.layers else list(range(len(group)))
-        count = max(of) + 1
-        size = self.size(count)
-        if self.order == "random":
-            generator = keyed.generator(seed, "turns", turn)
-            weights = torch.ones(count) if self.weights is None else torch.tensor(self.weights)
-            if len(weights) != count:
-                raise ValueError(f"Turns(weights={self.weights}): {count} layers or matrices have turns")
-            chosen = set(weights.double().multinomial(size, generator=generator).tolist())
-        else:
-            places = {at % count for at in range(turn * size, (turn + 1) * size)}
-            chosen = places if self.order == "ascending" else {count - 1 - place for place in places}
-        return [unit in chosen for unit in of]
+        count = len(draw.group)
+        return Whole(int(draw.place in in_turn(count, self.size(count), self.order, draw.seed, draw.turn)))
 
 
-def units(group: tuple[str, ...]) -> list[int]:
-    """The layer of every parameter by its name: numbered by first appearance of what stands before and at the first number in the name
-    (``model.layers.3.mlp.up_proj.weight`` and ``model.layers.3.self_attn.q_proj.weight`` are one); a name without a number is its own."""
-    stems = []
-    for name in group:
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        stems.append(name if number is None else ".".join(parts[: number + 1]))
-    order = {stem: place for place, stem in enumerate(dict.fromkeys(stems))}
-    return [order[stem] for stem in stems]
+def in_turn(count: int, size: int, order: Order, seed: int, turn: int, weights: Sequence[float] | None = None) -> set[int]:
+    """Which ``size`` of ``count`` have their turn in period ``turn``: the next ones of the order, or a random subset, drawn one after the other
+    with probabilities proportional to ``weights``. Raises ``ValueError`` for weights of another number."""
+    if order == "random":
+        chances = torch.ones(count) if weights is None else torch.tensor(weights)
+        if len(chances) != count:
+            raise ValueError(f"in_turn(weights={weights}): there are {count} of them")
+        return set(chances.double().multinomial(size, generator=keyed.generator(seed, "turns", turn)).tolist())
+    places = {at % count for at in range(turn * size, (turn + 1) * size)}
+    return places if order == "ascending" else {count - 1 - place for place in places}

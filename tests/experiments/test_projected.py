@@ -40,7 +40,7 @@ def test_every_method_trains(method: str, trainer: Callable[..., Trainer]) -> No
     matrices = made.method.matrices()
     if method != "frugal":  # a quarter of the matrices has its turn
         rank = 1 if method == "apollo_mini" else 16
-        formula = sum(optimizer_state.elements(method, p.shape[0], p.shape[1], rank) for p in matrices)
+        formula = sum(optimizer_state.state_bytes(method, p.shape[0], p.shape[1], rank) for p in matrices)
         held = sum(v.numel() for p in matrices for v in optimizer.state[p].values() if isinstance(v, torch.Tensor))
         assert held == formula
 

@@ -21,8 +21,11 @@ RANK = 4
 
 
 def make(method: str, parameters: Any, **options: Any) -> Subspace:
+    """With one of the layers by turns, all gradients given, and weights rounded to the nearest."""
+    kind = OPTIMIZERS[method]
     rank = {"apollo_mini": 1, "frugal": 1}.get(method, RANK)
-    return OPTIMIZERS[method](parameters, **({"lr": 0.01, "rank": rank} | options))
+    usual: dict[str, Any] = {"lr": 0.01, "rank": rank, "rounding": "nearest"} | kind.takes(freeze=False, every=3, layers=1)
+    return kind(parameters, **(usual | options))
 
 
 def parameter(shape: tuple[int, ...] = (24, 40), dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -43,8 +46,9 @@ def test_state_is_as_large_as_the_formula_says(method: str, shape: tuple[int, in
     p = parameter(shape)
     optimizer = make(method, [p])
     steps(optimizer, [p], 3)
-    assert optimizer.state_bytes() == 4 * optimizer_state.elements(method, *shape, 1 if method == "apollo_mini" else RANK)
-    assert all(isinstance(value, torch.Tensor | int) for value in optimizer.state[p].values())
+    share = optimizer.state[p]["rest"] if method == "gum" else 1.0
+    assert optimizer.state_bytes() == optimizer_state.state_bytes(method, *shape, RANK, share)
+    assert all(isinstance(value, torch.Tensor | int | float) for value in optimizer.state[p].values())
 
 
 def test_state_in_8_bits() -> None:
@@ -66,7 +70,7 @@ def test_state_in_8_bits() -> None:
 @pytest.mark.parametrize("foreach", [False, True])
 def test_a_saved_state_continues_to_the_last_bit(method: str, dtype: torch.dtype, foreach: bool) -> None:
     parameters = [parameter(dtype=dtype), parameter((40, 24), dtype), parameter(dtype=dtype)]
-    optimizer = make(method, parameters, foreach=foreach, every=3) if method != "ldadam" else make(method, parameters, foreach=foreach)
+    optimizer = make(method, parameters, foreach=foreach)
     steps(optimizer, parameters, 4)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -114,7 +118,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(method: str, bad: float) 
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_gradients_move_nothing_and_do_no_harm_later(method: str) -> None:
     p = parameter()
-    optimizer = make(method, [p], every=2) if method != "ldadam" else make(method, [p])
+    optimizer = make(method, [p], **OPTIMIZERS[method].takes(every=2))
     before = p.detach().clone()
     for _ in range(3):
         p.grad = torch.zeros(24, 40)

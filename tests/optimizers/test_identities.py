@@ -134,23 +134,22 @@ def test_a_batch_of_equal_shapes_is_the_loop_over_them(method: str) -> None:
     results = []
     for foreach in (True, False):
         parameters = matrices(shapes)
-        options = {} if method in ("apollo_mini", "frugal") else {"rank": 4}
-        optimizer = (
-            OPTIMIZERS[method](parameters, lr=0.01, every=3, foreach=foreach, weight_decay=0.1, **options)
-            if method != "ldadam"
-            else (OPTIMIZERS[method](parameters, lr=0.01, foreach=foreach, weight_decay=0.1, **options))
-        )
+        kind = OPTIMIZERS[method]
+        options = kind.takes(every=3, rank=0.25 if method == "frugal" else 4, precision="full", freeze=False)
+        optimizer = kind(parameters, lr=0.01, foreach=foreach, weight_decay=0.1, **options)
         results.append(run(optimizer, parameters, 8))
         assert {len(state) for state in optimizer.state.values()} != {0}
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", [name for name in OPTIMIZERS if name != "frugal"])  # its blocks have no sides
+@pytest.mark.parametrize(
+    "method", [name for name in OPTIMIZERS if name not in ("frugal", "foam", "grad_norm_lorp")]
+)  # these know rows from columns
 def test_a_transposed_matrix_takes_the_transposed_step(method: str) -> None:
     (p,), (q,) = matrices([(24, 40)]), matrices([(24, 40)])
     q = nn.Parameter(q.detach().mT.contiguous())
-    options = {} if method == "apollo_mini" else {"rank": 4}
+    options = OPTIMIZERS[method].takes(rank=4, precision="full", adjust="none", freeze=False)
     first, second = OPTIMIZERS[method]([p], lr=0.01, **options), OPTIMIZERS[method]([q], lr=0.01, **options)
     for G in gradients((24, 40), 5):
         p.grad, q.grad = G, G.mT.contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optimizers import Apollo, ApolloMini, Fira, Flora, GaLore
 from optimizers.frames import Dense
-from tests.optimizers.test_golden import SIDES, FullAdafactor
+from tests.optimizers.replays import SIDES, FullAdafactor
 from tests.peers.side_by_side import EVERY, RANK, ROUNDING, SHAPES, apart, frame, group, pair, projector_of
 
 CODE: dict[str, Any] = {"variant": "reference-code"}
