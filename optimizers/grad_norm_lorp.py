@@ -80,5 +80,6 @@ class GradNormLoRP(Subspace):
             every=group["every"],
             inner=self.adam(group),
             output=Lift(group["scale"]),
+            decay_last=True,  # and of the lengths: ``Lengths`` sees to it
             complement=Lengths(Adam(betas=group["betas"], eps=group["eps"]), group["weight_decay"]),
         )

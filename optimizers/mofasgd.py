@@ -63,7 +63,7 @@ class MomentumFactors(Basis):
         r = self.size(min(G.shape[-2:]))
         if not isinstance(draw.previous, Factors):
             U, s, V = directions.svd(G)
-            return Factors(U[..., :r].contiguous(), V[..., :r].contiguous(), s[..., :r].contiguous())
+            return Factors(U[..., :r].contiguous(), V[..., :r].contiguous(), s[..., :r].clone())
         return followed(draw.previous, G, self.beta)
 
 
@@ -78,7 +78,7 @@ def followed(old: Factors, G: Tensor, beta: float) -> Factors:
         [torch.cat([beta * torch.diag_embed(old.sigma) - U.mT @ GV, eye], -1), torch.cat([eye, torch.zeros_like(eye)], -1)], -2
     )
     A, s, B = directions.svd(R @ core @ T.mT)
-    return Factors((Q @ A[..., :r]).contiguous(), (P @ B[..., :r]).contiguous(), s[..., :r].contiguous(), old)
+    return Factors((Q @ A[..., :r]).contiguous(), (P @ B[..., :r]).contiguous(), s[..., :r].clone(), old)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ class FourBit(Frame):
     scale: Float[Tensor, "groups 1"]
     zero: UInt8[Tensor, "groups 1"]
     gap: int
-    likeness: Float[Tensor, " kept"]  # NaN where there was no refresh yet
+    likeness: Float[Tensor, " kept"]  # −∞ where there was no refresh yet
 
     def dense(self, like: Tensor) -> Dense:
         """V in the precision of ``like`` (M, N)."""
@@ -74,7 +74,7 @@ class Lazy(Basis):
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:
         V = top_right_singular(G, self.size(min(G.shape)))
-        gap, likeness = self.every, G.new_full((self.kept,), torch.nan, dtype=torch.float32)
+        gap, likeness = self.every, G.new_full((self.kept,), -torch.inf, dtype=torch.float32)
         if isinstance(draw.previous, FourBit):
             old = draw.previous.dense(G).V
             alike = old[:, 0] @ V[:, 0] / old[:, 0].norm() if self.by == "vector" else (old.mT @ V).square().sum() / V.shape[1]

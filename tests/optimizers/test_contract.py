@@ -45,7 +45,7 @@ def steps(optimizer: Subspace, parameters: list[nn.Parameter], count: int, start
 def test_state_is_as_large_as_the_formula_says(method: str, shape: tuple[int, int]) -> None:
     p = parameter(shape)
     optimizer = make(method, [p])
-    steps(optimizer, [p], 3)
+    steps(optimizer, [p], 4)
     share = optimizer.state[p]["rest"] if method == "gum" else 1.0
     assert optimizer.state_bytes() == optimizer_state.state_bytes(method, *shape, RANK, share)
     assert all(isinstance(value, torch.Tensor | int | float) for value in optimizer.state[p].values())
@@ -313,7 +313,7 @@ def test_steps_inside_the_backward_pass_are_the_steps_after_it(method: str, accu
                 optimizer.step()
                 optimizer.zero_grad()
         results.append([p.detach().clone() for p in model.parameters()])
-        assert {state["clock"] for state in optimizer.state.values()} == {6 // accumulate}
+        assert {state["clock"] for state in optimizer.state.values() if state} == {6 // accumulate}
         if handle is not None:
             handle.remove()
             model(torch.arange(5)).sum().backward()

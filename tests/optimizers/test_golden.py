@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -105,10 +107,10 @@ def test_int8_weights(kind: str) -> None:
     options = OPTIONS["qgalore"](run, h)[1]
     optimizer = QGaLore([layer.weight], lr=h["lr"], **options, rounding="nearest")
     optimizer.inject = lambda _, t: coded(run, t)
-    store = layer.store
+    store: Any = layer.store
     for t, G in enumerate(array(run, "grads")):
         uniform = array(run, f"rand_{t}") if kind == "sr" else None
-        layer.store = lambda W, generator, uniform=uniform: store(W, generator, uniform)  # pyright: ignore[reportAttributeAccessIssue]
+        layer.__dict__["store"] = lambda W, generator, uniform=uniform: store(W, generator, uniform)
         layer.weight.grad = G.clone()
         optimizer.step()
         if t in run["steps"]:

@@ -315,13 +315,14 @@ def gum(
 def by_turns(
     W: Array, Gs: list[Array], active: Callable[[int], bool], refresh: int, *, lr: float, wd: float, adam: Adam, r: int | None, alpha: float
 ) -> list[Array]:
-    """LISA, BAdam, and with ``r`` OwLore: Adam while it is this layer's turn, begun anew at every period, and otherwise nothing but decay."""
+    """LISA, BAdam, and with ``r`` OwLore: Adam while it is this layer's turn, begun anew at every period, and otherwise nothing."""
     P = np.zeros((0, 0))
     out = []
     for t, G in enumerate(Gs):
         if t % refresh == 0:
             adam.reset()
             P = np.eye(W.shape[0]) if r is None else leading(G, r)
-        W = (1 - lr * wd) * W - (lr * alpha * P @ adam(P.T @ G) if active(t) else 0.0)
+        if active(t):
+            W = (1 - lr * wd) * W - lr * alpha * P @ adam(P.T @ G)
         out.append(W)
     return out
