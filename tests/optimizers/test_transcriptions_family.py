@@ -56,7 +56,7 @@ def test_q_galore(shape: tuple[int, int], threshold: float) -> None:
     made: list[QGaLore] = []
 
     def optimizer(ps: list[nn.Parameter]) -> QGaLore:
-        made.append(QGaLore(ps, scale=0.7, kept=2, threshold=threshold, rounding="nearest", **(OURS | GIVEN | {"every": 3})))
+        made.append(QGaLore(ps, scale=0.7, kept=2, threshold=threshold, rounding="nearest", **{**OURS, **GIVEN, "every": 3}))
         return made[0]
 
     compare(shape, optimizer, rule, None)
@@ -185,7 +185,7 @@ def test_foam(shape: tuple[int, int], level: int) -> None:
 def test_dct_adamw(shape: tuple[int, int], norm: Any, rotate: bool, feedback: bool, every: int) -> None:
     compare(
         shape,
-        lambda ps: DCTAdamW(ps, norm=norm, rotate=rotate, feedback=feedback, **(OURS | GIVEN | {"every": every})),
+        lambda ps: DCTAdamW(ps, norm=norm, rotate=rotate, feedback=feedback, **{**OURS, **GIVEN, "every": every}),
         lambda W, Gs: naive.dct_adamw(W, Gs, RANK, every, l2=norm == "l2", rotate=rotate, feedback=feedback, adam=adam(), **RULE),
         None,
     )
