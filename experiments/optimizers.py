@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from estimators import Measurement, keyed, measure_estimates
 from experiments import runs
 from optimizers import OPTIMIZERS, Subspace
-from optimizers.frames import Everything, Frame
-from optimizers.outputs import ScaleGradient
+from optimizers.buckets import stack
+from optimizers.outputs import Context
 from theory import optimizer_state
 
 LR = 1e-3
+BY_SHARE = ("frugal", "lisa", "badam")  # a share of the matrices has its turn; the others' share is that of the directions
 MATRICES = 4  # of one shape, so that a quarter of them can have their turn
 # what the mean of the path is of g, at r over the smaller dimension; APOLLO's path is the gradient itself
 CLAIMS: dict[str, Callable[[float], float]] = {
@@ -35,6 +36,12 @@ CLAIMS: dict[str, Callable[[float], float]] = {
     "frugal": lambda ratio: ratio,
     "plumage": lambda _: 1.0,
     "spectral_adam": lambda _: 1.0,
+    "rso": lambda _: 1.0,
+    "foam": lambda _: 1.0,
+    "muon": lambda _: 1.0,
+    "gum": lambda _: 1.0,
+    "lisa": lambda ratio: ratio,
+    "badam": lambda ratio: ratio,
 }
 
 
@@ -148,37 +155,44 @@ def _replicas(config: Config, name: str, which: int) -> Callable[[int, torch.Gen
     g = _gradient(config)
     spread = (config.noise * float(g.square().sum()) / g.numel()) ** 0.5
     rank = max(1, round(config.ratio * config.m))
+    start = torch.randn(g.shape, generator=keyed.generator(config.seed, "weights", 0), dtype=g.dtype)
     serial = iter(range(10**9))
 
     def draw(size: int, generator: torch.Generator) -> Tensor:
         first = next(serial) * config.draws
-        named = [(f"{first + i}", nn.Parameter(torch.zeros_like(g))) for i in range(size)]
+        named = [(f"{first + i}", nn.Parameter(start.clone())) for i in range(size)]
         parameters = [p for _, p in named]
-        options = ALL[name].takes(every=config.period, rank=config.ratio if name == "frugal" else rank, order="random")
-        optimizer = ALL[name](named, LR, seed=config.seed + first, foreach=True, **options)
-        before = torch.zeros(size, *g.shape)
+        kind = ALL[name]
+        options = kind.takes(every=config.period, rank=config.ratio if name == "frugal" else rank, order="random", layers=config.ratio)
+        options |= kind.takes(freeze=False, precision="full")
+        optimizer = kind(named, LR, seed=config.seed + first, foreach=True, **options)
+        before, passed = torch.zeros(size, *g.shape), torch.zeros(size, *g.shape, dtype=g.dtype)
+
+        def watch(names: tuple[str, ...], context: Context) -> None:
+            places = [int(called) - first for called in names]
+            passed[places] = _upright(context.path(_batch([parameters[i] for i in places], context.flipped)), context.flipped)
+
         for _ in range(config.period):
+            passed.zero_()  # a matrix that has no turn passes nothing on
             noise = torch.randn(size, *g.shape, generator=generator, dtype=g.dtype)
             for p, N in zip(parameters, noise, strict=True):
                 p.grad = g + spread * N
             before = torch.stack([p.detach() for p in parameters]).clone()
+            optimizer.watch = watch
             optimizer.step()
-        if which == 1:
-            return (before - torch.stack([p.detach() for p in parameters])) / LR
-        rule = optimizer.rule_of(optimizer.param_groups[0])
-        whole = isinstance(rule.output, ScaleGradient)
-        return torch.stack([_passed(rule.basis.frame if not whole else Everything, p, optimizer.state[p]) for p in parameters])
+        return (before - torch.stack([p.detach() for p in parameters])) / LR if which == 1 else passed
 
     return draw
 
 
-def _passed(kind: type[Frame], p: nn.Parameter, state: dict[str, Any]) -> Tensor:
-    """lift(sketch(Ĝ)), m×n with m ≤ n: the frame acts on the rows, but for whole matrices."""
-    assert p.grad is not None
-    frame = kind.of(state)
-    assert frame is not None
-    G = p.grad.mT
-    return frame.lift(frame.sketch(G), G).mT
+def _batch(parameters: list[nn.Parameter], flipped: bool) -> Tensor:
+    """Their gradients as the frame saw them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return stack([G.mT if flipped else G for G in gradients])
+
+
+def _upright(X: Tensor, flipped: bool) -> Tensor:
+    return X.mT if flipped else X
 
 
 def _measured(config: Config, name: str, which: int) -> Measurement:
@@ -191,7 +205,7 @@ def _path(config: Config, name: str) -> dict[str, Any]:
     assert measured.bias is not None and measured.variance is not None
     signal = float(_gradient(config).square().sum())
     rank = max(1, round(config.ratio * config.m))
-    claim = CLAIMS[name](config.ratio if name == "frugal" else rank / config.m) if name in CLAIMS else None
+    claim = CLAIMS[name](config.ratio if name in BY_SHARE else rank / config.m) if name in CLAIMS else None
     row = {"kind": "path", "method": name, "alignment": measured.alignment.value, "alignment_error": measured.alignment.standard_error}
     row |= {f"{key}{suffix}": value / signal for key, e in (("bias2", measured.bias), ("variance", measured.variance))
             for suffix, value in (("", e.value), ("_error", e.standard_error))}  # fmt: skip

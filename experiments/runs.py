@@ -42,6 +42,7 @@ LATER = {
     "variant": "paper",
     "other_lr": None,
     "random_from": 0,
+    "layers": None,
 }  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

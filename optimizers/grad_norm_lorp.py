@@ -4,7 +4,7 @@
     every T steps: P = r leading right singular vectors of ∇V    (of the smaller dimension)
     R = ∇V·P;  M, N ← Adam's means of R, R²;   g ← g − η·Adam(∇g);   V ← W − η·α·(M̂/(√N̂ + ε))Pᵀ;   W ← (1 − ηλ)·diag(g)·V/‖V‖
 
-Biased as GaLore, in what the row lengths do not hold: those are trained in full. V begins every step at W, so that ∇V needs no g/‖V‖ and nothing but
+Biased as GaLore in the directions; the lengths are trained in full. V begins every step at W, so that ∇V needs no g/‖V‖ and nothing but
 the moments of g is kept. State: mr + 2nr + 2·rows elements.
 
 Differs from the published code, which has no licence and was not read but is described: that leaves the radial component in ∇V, and then forgets the

@@ -1,4 +1,4 @@
-"""Muon: momentum whose singular values are all brought to one (Jordan et al. 2024; the rule of torch.optim.Muon).
+"""Muon: momentum whose singular values are all brought to one (Jordan et al. 2024; at scale arXiv 2502.16982; the rule of torch.optim.Muon).
 
     M ← βM + (1−β)G;   U = (1−β)G + βM with Nesterov's momentum, else M
     W ← (1 − ηλ)W − η·f(m, n)·NS₅(U)

@@ -9,6 +9,7 @@ for the next step (LDAdam, DCT-AdamW); ``FedBack``, the momentum itself is kept 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,12 @@ class Context:
     state: State
     history: Tensor | None = None  # lift of the first moment before this step, in the frame of the last
     lost: Tensor | None = None  # what of it the change of frame lost
+    flipped: bool = False  # whether all of it is transposed
+    rule: Any = None  # the ``Rule`` that is followed
+
+    def path(self, G: Tensor) -> Tensor:
+        """What of a gradient G (*batch, M, N) reaches the weight in this step but for the inner rule and what is done with the residual."""
+        return self.rule.output.path(self, G)
 
     def residual(self, alpha: float = 1.0) -> Tensor:
         """G − α·lift(B), (*batch, M, N)."""
@@ -171,6 +178,10 @@ class Lift:
 
     needs_history = False
 
+    def path(self, context: Context, G: Tensor) -> Tensor:
+        """What of G the frame passes on."""
+        return context.frame.passes(G)
+
     def low(self, context: Context) -> tuple[Tensor, float] | None:
         """The step in the frame's coordinates and its factor, None if the weight gets none. Asked last: the move is used up."""
         move = context.move
@@ -192,6 +203,9 @@ class ScaleGradient(Lift):
 
     whole: bool = False
     limiter: Limiter | None = Limiter()
+
+    def path(self, context: Context, G: Tensor) -> Tensor:  # noqa: ARG002
+        return G
 
     def low(self, context: Context) -> None:  # noqa: ARG002
         return None

@@ -112,7 +112,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
 
     def rule_of(self, group: dict[str, Any]) -> Rule:
         """``rule``, or AdamW's for a group without a rank."""
-        return self.rule(group) if group["rank"] is not None else Rule(basis=Identity(), inner=self.adam(group))
+        return self.rule(group) if group["rank"] is not None else Rule(basis=Identity(), inner=self.adam(group), side="right")
 
     @staticmethod
     def storage(group: dict[str, Any]) -> Storage:
@@ -165,7 +165,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             self._advance(group, rule, bucket)
 
     def _advance(self, group: dict[str, Any], rule: Rule, bucket: Bucket) -> None:
-        flipped = group["rank"] is not None and _flipped(bucket.shape, rule.side)
+        flipped = _flipped(bucket.shape, rule.side)
         W, G, state = bucket.weights(flipped), bucket.gradients(flipped), bucket.state()
         draws = state["draws"]
 
@@ -216,7 +216,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         move = inner.move(state, B, rate)
         rule.transport.settle(inner, state, memo)
         state |= rule.basis.follow(G, frame, state)
-        return Context(G, B, move, frame, state, history, lost)
+        return Context(G, B, move, frame, state, history, lost, _flipped(bucket.shape, rule.side), rule)
 
     def _choose(
         self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, old: Frame | None, history: Tensor | None
@@ -258,8 +258,10 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
 
 def _flipped(shape: tuple[int, ...], side: Side) -> bool:
     """Whether the projected dimension of an m×n parameter is the first: the smaller one, columns where they are equal, or the one named."""
+    if side in ("left", "right"):
+        return side == "left"
     m, n = shape
-    return {"smaller": m < n, "larger": m >= n, "left": True, "right": False}[side]
+    return m < n if side == "smaller" else m >= n
 
 
 def _scale(W: list[Tensor], factor: Rate) -> None:

@@ -59,7 +59,10 @@ def colour(law: str) -> str:
 
 
 def marker(law: str) -> str:
-    """Of a law; variants share an open square."""
+    """Of a law; variants share an open square; the optimizers in a frame take turns, and those of one colour have different ones."""
+    if law in OPTIMIZERS and law not in MARKERS:
+        rounds, place = divmod(list(OPTIMIZERS).index(law), len(PALETTE))
+        return list(MARKERS.values())[(place + rounds) % len(MARKERS)]
     return MARKERS.get(law, "s")
 
 

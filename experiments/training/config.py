@@ -55,6 +55,8 @@ class Config:
     """Rule of galore and others: paper, or reference-code where the published code differs."""
     random_from: int = 0
     """golore: steps after which directions are random."""
+    layers: int | float | None = None
+    """lisa, owlore, badam: layers that have their turn in a period of K steps, a number or a share; the method's own if none."""
     optimizer: Optimizer = "adamw"
     """adamw, sgd (momentum 0.9), muon (matrices; AdamW for the rest), adamw8bit (torchao)."""
     lr: float = 3e-3
@@ -127,7 +129,7 @@ class Config:
         for name in ("steps", "sequences", "accumulate", "refresh_every", "lift_every", "basis_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("alpha", "other_lr"):
+        for name in ("alpha", "other_lr", "layers"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         for name in ("weight_decay", "clip", "eval_every", "measure_every", "checkpoint_every", "max_skipped"):

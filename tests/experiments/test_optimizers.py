@@ -69,7 +69,7 @@ def test_it_is_shown_reported_and_published(run: runs.Run, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert "2403.03507" in shown and "spectral_adam" in shown and "mr + 2nr + mn" in shown
     html = report.main(report.Config(run=(run.path,), out=tmp_path / "report.html")).read_text(encoding="utf-8")
-    assert "Optimizers whose state lives in a frame" in html and "6 of 6" in html and "deliberately differs" in html
+    assert "Optimizers whose state lives in a frame" in html and "12 of 12" in html and "deliberately differs" in html
     publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
     assert len(pd.read_csv(tmp_path / "results" / "optimizers" / "24x32-update.csv")) == 1 + len(OPTIMIZERS)
     written = page.markdown(tmp_path / "results")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from estimators import processes
 from experiments.runs import WrongInput
 from experiments.training.methods.method import Full, Settings
 from optimizers import Subspace
@@ -20,6 +21,7 @@ FIELDS = {
     "scale": "alpha",
     "variant": "variant",
     "random_from": "random_from",
+    "layers": "layers",
 }  # option → field of the configuration
 
 
@@ -53,12 +55,15 @@ class Projected(Full):
         common: dict[str, Any] = {
             "lr": config.lr,
             "weight_decay": config.weight_decay,
-            "states": "8bit" if config.optimizer == "adamw8bit" else "float",
-            "rounding": "stochastic" if config.lift == "stochastic" else "nearest",
             "seed": config.seed,
         }
+        if config.optimizer == "adamw8bit" or not self.kind.takes(states=None):  # where the method has no precision of its own
+            common["states"] = "8bit" if config.optimizer == "adamw8bit" else "float"
+        if config.lift == "stochastic" or not self.kind.takes(rounding=None):
+            common["rounding"] = "stochastic" if config.lift == "stochastic" else "nearest"
         if not self.kind.takes(betas=BETAS):
             common["betas"] = BETAS
+        common |= self.kind.takes(freeze=processes.size() == 1)
         try:
             return self.kind(groups, **common, **given)
         except ValueError as error:
