@@ -1,14 +1,17 @@
 """Laws and baselines in one fair grid: same initialisation, data order, batch and budget; the learning rate tuned for each on equal budgets.
 
 First every contender trains for ``tune_steps`` from its own seed at each pair of a learning rate and a second knob: c for the laws, the scale of
-LoRA. Full AdamW has no second knob and gets as many learning rates over the same range. The best, by mean training loss over the last
-fifth, trains for ``steps`` with every seed. Contenders are compared by held-out loss after the last step, in pairs of equal seed.
+LoRA. Full AdamW has no second knob and gets as many learning rates over the same range. With ``search="climb"`` there is no grid: everyone gets
+``trials`` learning rates, three around its own default, the others where the search leads (experiments/comparison/search.py). The best, by mean
+training loss over the last fifth, trains for ``steps`` with every seed. Contenders are compared by held-out loss after the last step, in pairs of
+equal seed.
 A cell of the grid is a run of ``lowrank pretrain`` in RUNS_DIR/cells, shared by all comparisons; what is finished is not computed again. The run
 directory holds the losses against tokens and against seconds as ``curves.svg``; ``lowrank report`` shows everything.
 
     lowrank compare tiny            laws and baselines at r/n = 1/4, K = 20
     lowrank compare tiny-rank       r/n; tiny-period: K; tiny-constant: c
     lowrank compare 9m
+    lowrank compare optimizers      every optimizer in a frame; 9m-optimizers: some on 9m, 60m-optimizers and 130m-optimizers: for a GPU
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ import pandas as pd
 from estimators import LAWS
 from estimators.transport import Policy
 from experiments import pretrain, runs
-from experiments.comparison import grid, outcomes
+from experiments.comparison import grid, outcomes, search
 from experiments.comparison.outcomes import Contender
 from experiments.pages import figures, figures_training
 from experiments.training.config import Optimizer, Precision
 from experiments.training.methods import METHODS
+from optimizers import OPTIMIZERS
 
 TUNING_SEED = 1000  # none of the seeds that are compared
 EVALUATIONS = 10  # points of a loss curve
@@ -47,7 +51,7 @@ class Config:
     law: tuple[str, ...] = LAWS_COMPARED
     """Laws of LowRank-IPA."""
     baselines: tuple[str, ...] = ("adamw", "lora", "relora")
-    """Other methods: adamw, lora, relora."""
+    """Other methods: adamw, lora, relora, and the optimizers in a frame."""
     rank: tuple[float, ...] = (0.25,)
     """r of every layer; fractions in (0, 1) are r/n. Others are paired with the first, as are other K and c."""
     refresh_every: tuple[int, ...] = (20,)
@@ -57,7 +61,13 @@ class Config:
     state: Policy = "row_scale"
     """Optimizer state when V changes."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    """Peak learning rates to choose from."""
+    """Peak learning rates to choose from; search=climb: of the laws only, each c at the first."""
+    search: Literal["grid", "climb"] = "grid"
+    """How learning rates are chosen: from the grid, or from trial to trial."""
+    trials: int = 5
+    """search=climb: learning rates tried for each contender, at least 3."""
+    other_lr: float | None = None
+    """Peak learning rate of embeddings, head and norms, for everyone; the contender's own if none."""
     c: tuple[float | Literal["r/n"], ...] = (1.0, "r/n")
     """Isotropy constants to choose from."""
     tune_c: bool = True
@@ -110,6 +120,8 @@ class Config:
                 raise ValueError(f"unknown law {name!r}, known are {', '.join(LAWS)}")
         if TUNING_SEED in self.seed:
             raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
+        if self.trials < 3:
+            raise ValueError(f"trials must be at least 3, got {self.trials}")
         if min(self.workers, self.tune_steps, self.steps, self.eval_tokens) < 1:
             raise ValueError("workers, tune_steps, steps and eval_tokens must be at least 1")
         if "r/n" in self.c and any(rank >= 1 for rank in self.rank):
@@ -129,7 +141,7 @@ def contenders(config: Config) -> list[Contender]:
     for method, rank in product(config.baselines, config.rank):
         needs = METHODS[method].needs
         label = method + (f" r={rank:g}" if "rank" in several and "rank" in needs else "")
-        period = config.merge_every if "refresh_every" in needs else None
+        period = {"relora": config.merge_every}.get(method, config.refresh_every[0]) if "refresh_every" in needs else None
         found[Contender(label, method, None, whole(rank) if "rank" in needs else None, period, None)] = None
     return list(found)
 
@@ -154,6 +166,7 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         data=config.data,
         precision=config.precision,
         optimizer=config.optimizer,
+        other_lr=config.other_lr,
         weight_decay=config.weight_decay,
         device=config.device,
         measure_every=0,
@@ -163,6 +176,8 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         quiet=True,
         runs_dir=config.runs_dir / "cells",
     )
+    if config.search == "climb":
+        return [replace(base, lr=lr) for lr in search.first(contender.method)]
     needs = METHODS[contender.method].needs
     if contender.c is not None:
         return [replace(base, lr=lr) for lr in config.lr]
@@ -174,6 +189,17 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
     return [replace(base, lr=float(f"{rate:.3g}")) for rate in rates]
 
 
+LEADING = ("galore", "fira", "apollo_mini", "ldadam", "spectral_adam", "dct_adamw", "muon", "dion", "foam")  # one of each kind
+
+
+def _large(model: str) -> Config:
+    """A comparison for a GPU: one run at a time, at the batch of the preset's literature cut to what 300 steps can use."""
+    return Config(
+        model=model, name=f"{model}-optimizers", law=("haar_stiefel", "spectral"), baselines=("adamw", *OPTIMIZERS), search="climb", other_lr=1e-3,
+        refresh_every=(50,), sequences=64, length=256, steps=300, tune_steps=60, precision="bf16", workers=1,
+    )  # fmt: skip
+
+
 PRESETS = {
     "tiny": Config(law=(*LAWS_COMPARED, "top_svd")),
     "tiny-rank": Config(name="tiny-rank", baselines=("adamw",), rank=(0.25, 0.125, 0.5)),
@@ -182,6 +208,28 @@ PRESETS = {
     "9m": Config(
         model="9m", law=("gaussian", "haar_stiefel", "spectral"), baselines=("adamw",), lr=(1e-3, 3e-3, 1e-2), sequences=8, tune_steps=60
     ),
+    "optimizers": Config(
+        name="optimizers",
+        law=("haar_stiefel", "spectral"),
+        baselines=("adamw", *OPTIMIZERS),
+        search="climb",
+        other_lr=3e-3,
+        steps=200,
+        tune_steps=60,
+    ),
+    "9m-optimizers": Config(
+        model="9m",
+        name="9m-optimizers",
+        law=("haar_stiefel", "spectral"),
+        baselines=("adamw", *LEADING),
+        search="climb",
+        other_lr=3e-3,
+        sequences=8,
+        steps=100,
+        tune_steps=40,
+    ),
+    "60m-optimizers": _large("60m"),
+    "130m-optimizers": _large("130m"),
     "smoke": Config(
         law=("haar_stiefel",), baselines=("adamw", "lora"), lr=(5e-3,), c=(1.0,), lora_scale=(1.0,), seed=(0, 1), steps=4, tune_steps=2
     ),
@@ -199,6 +247,10 @@ def main(config: Config) -> runs.Run:
     run.keep([])
     tuning = {one: trials(config, one) for one in contenders(config)}
     grid.train([trial for some in tuning.values() for trial in some], config.workers, "tune", config.quiet)
+    for _ in range(config.trials - 3 if config.search == "climb" else 0):
+        for some in tuning.values():
+            some.append(replace(some[0], lr=search.following({trial.lr: outcomes.tail(trial) for trial in some})))
+        grid.train([some[-1] for some in tuning.values()], config.workers, "tune", config.quiet)
     rows = {one: outcomes.tuned(one, some) for one, some in tuning.items()}
     chosen = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
     compared = {one: [_compared(config, trial, seed) for seed in config.seed] for one, trial in chosen.items()}

@@ -43,6 +43,8 @@ LATER = {
     "other_lr": None,
     "random_from": 0,
     "layers": None,
+    "search": "grid",
+    "trials": 5,
 }  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -34,7 +34,7 @@ class Contender:
 
 def tuned(one: Contender, trials: Sequence[pretrain.Config]) -> list[dict[str, Any]]:
     """One row a trial: its mean training loss over the last fifth, whether it was chosen, and whether its learning rate is the last of the grid."""
-    losses = [_tail(trial) for trial in trials]
+    losses = [tail(trial) for trial in trials]
     best, edges = int(np.argmin(losses)), (min(trial.lr for trial in trials), max(trial.lr for trial in trials))
     return [
         {
@@ -49,7 +49,8 @@ def tuned(one: Contender, trials: Sequence[pretrain.Config]) -> list[dict[str, A
     ]
 
 
-def _tail(trial: pretrain.Config) -> float:
+def tail(trial: pretrain.Config) -> float:
+    """Mean training loss over the last fifth of a tuning run; infinite if it diverged."""
     run = pretrain.opened(trial)
     losses = [row["loss"] for row in run.rows() if row["kind"] == "train"][-max(1, int(TAIL * trial.steps)) :]
     return float(np.mean(losses)) if run.done and losses else float("inf")  # a short run may end with every step skipped

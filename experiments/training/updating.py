@@ -63,7 +63,7 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
         p.grad = G
     found = []
     for name, kind in OPTIMIZERS.items():
-        optimizer = kind(parameters, 1e-3, **kind.takes(rank=config.rank if name == "frugal" else rank, every=NEVER))
+        optimizer = kind(parameters, 1e-3, **kind.takes(rank=config.rank if name == "frugal" else rank, every=NEVER, freeze=False))
         row: dict[str, Any] = pairs(lambda: _products(parameters, rank), {name: optimizer.step}, device, repeats)[1]
         row["over"] = "two products"
         found.append(row | ({"target": PRODUCTS_LIMIT, "holds": row["ratio"] <= PRODUCTS_LIMIT} if name == "galore" else {}))

@@ -1,0 +1,45 @@
+"""The search for a learning rate on a fixed number of trials, from where a method's own default is: up or down while that helps, then closer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+
+from optimizers import OPTIMIZERS
+
+FACTOR = 10**0.5  # between the first learning rates
+USUAL = 3e-3  # of AdamW and what stands on it, for short trainings of small models
+
+
+def start(method: str) -> float:
+    """The default learning rate of an optimizer of ``OPTIMIZERS``, and the usual one of anything else."""
+    return float(inspect.signature(OPTIMIZERS[method].__init__).parameters["lr"].default) if method in OPTIMIZERS else USUAL
+
+
+def first(method: str) -> list[float]:
+    """Three learning rates around ``start``."""
+    return [rounded(start(method) * FACTOR**power) for power in (-1, 0, 1)]
+
+
+def following(losses: Mapping[float, float]) -> float:
+    """The next learning rate: beyond the best one if that is the smallest or largest so far, otherwise between it and its better neighbour.
+
+    ``losses`` may be infinite. Raises ``ValueError`` for fewer than two.
+    """
+    if len(losses) < 2:
+        raise ValueError(f"following({dict(losses)}): needs at least two learning rates")
+    rates = sorted(losses)
+    best = min(rates, key=lambda rate: losses[rate])
+    place = rates.index(best)
+    if place == 0:
+        return rounded(best / FACTOR)
+    if place == len(rates) - 1:
+        return rounded(best * FACTOR)
+    neighbour = min(rates[place - 1], rates[place + 1], key=lambda rate: losses[rate])
+    return rounded(math.sqrt(best * neighbour))
+
+
+def rounded(rate: float) -> float:
+    """To three digits, as it will be written."""
+    return float(f"{rate:.3g}")

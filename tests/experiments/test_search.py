@@ -1,0 +1,60 @@
+"""The search for a learning rate: around the default, then where the losses lead, with equally many trials for everyone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from experiments import compare
+from experiments.comparison import search
+from optimizers import OPTIMIZERS
+
+
+def test_it_begins_around_the_default_of_a_method() -> None:
+    assert search.first("galore") == [0.00316, 0.01, 0.0316] and search.first("adamw") == [0.000949, 0.003, 0.00949]
+    assert all(search.start(name) > 0 for name in OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    "losses, expected",
+    [
+        ({1.0: 3.0, 3.0: 2.0, 9.0: 1.0}, 28.5),  # still falling at the largest: beyond it
+        ({1.0: 1.0, 3.0: 2.0, 9.0: math.inf}, 0.316),
+        ({1.0: 2.0, 4.0: 1.0, 9.0: 1.5}, 6.0),  # between the best and its better neighbour
+        ({1.0: 1.2, 4.0: 1.0, 9.0: math.inf}, 2.0),
+    ],
+)
+def test_it_goes_on_where_losses_fall(losses: dict[float, float], expected: float) -> None:
+    assert search.following(losses) == pytest.approx(expected, rel=1e-3)
+
+
+def test_it_finds_the_minimum_of_a_parabola_from_far_away() -> None:
+    losses = {rate: math.log(rate / 2.0) ** 2 for rate in (0.001, 0.00316, 0.01)}
+    for _ in range(12):
+        rate = search.following(losses)
+        assert rate not in losses
+        losses[rate] = math.log(rate / 2.0) ** 2
+    assert min(losses, key=lambda rate: losses[rate]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_one_loss_is_no_search() -> None:
+    with pytest.raises(ValueError, match="needs at least two"):
+        search.following({1.0: 2.0})
+
+
+def test_everyone_has_equally_many_trials(tmp_path: Path) -> None:
+    config = compare.Config(
+        law=("haar_stiefel",), baselines=("adamw", "muon", "lisa"), search="climb", trials=4, other_lr=2e-3, seed=(0, 1), steps=3, tune_steps=2,
+        sequences=2, length=16, eval_tokens=64, runs_dir=tmp_path, quiet=True,
+    )  # fmt: skip
+    rows = compare.main(config).rows()
+    tried = {
+        label: [row["lr"] for row in rows if row["kind"] == "trial" and row["label"] == label]
+        for label in ("haar_stiefel", "adamw", "muon", "lisa")
+    }
+    assert all(len(set(rates)) == 4 for rates in tried.values())
+    assert tried["muon"][:3] == search.first("muon")
+    final = [row for row in rows if row["kind"] == "final"]
+    assert len(final) == 8 and all(math.isfinite(row["loss"]) for row in final)
