@@ -72,6 +72,9 @@ class Measurement:
     bias: Estimate | None  # ‖E[estimate] − g‖², unbiased, so it may come out slightly negative
     variance: Estimate | None  # E‖estimate − E[estimate]‖²
     mean: Float[Tensor, "m n"] | None  # mean estimate over all draws
+    group_means: Float[Tensor, "groups m n"] | None = (
+        None  # of independent groups of draws: for ``jackknife`` of what else the mean decides
+    )
 
 
 class Population:
@@ -193,15 +196,16 @@ class _Collector:
     def result(self) -> Measurement:
         mse, square, inner = self.statistics.estimates
         scale = 1 / self.signal if self.signal > 0 else math.nan
-        bias = variance = mean = None
+        bias = variance = mean = means = None
         if self.sums is not None:
             sizes = torch.tensor(self.sizes, device=self.sums.device, dtype=torch.float64)
             mean = self.sums.sum(0) / self.draws
-            defects = (self.sums / sizes[:, None, None] - self.target).flatten(1)
+            means = self.sums / sizes[:, None, None]
+            defects = (means - self.target).flatten(1)
             gram = (defects @ defects.T).cpu()
-            bias = _jackknife(lambda keep: _squared_mean(gram[keep][:, keep]), len(self.sizes))
+            bias = jackknife(lambda keep: _squared_mean(gram[keep][:, keep]), len(self.sizes))
             group_mse = self.group_mse
-            variance = _jackknife(lambda keep: float(group_mse[keep].mean()) - _squared_mean(gram[keep][:, keep]), len(self.sizes))
+            variance = jackknife(lambda keep: float(group_mse[keep].mean()) - _squared_mean(gram[keep][:, keep]), len(self.sizes))
         return Measurement(
             draws=self.draws,
             mse=mse,
@@ -210,6 +214,7 @@ class _Collector:
             bias=bias,
             variance=variance,
             mean=mean,
+            group_means=means,
         )
 
 
@@ -219,7 +224,7 @@ def _squared_mean(gram: Tensor) -> float:
     return float((gram.sum() - gram.diagonal().sum()) / (k * (k - 1))) if k > 1 else math.nan
 
 
-def _jackknife(statistic: Callable[[Tensor], float], groups: int) -> Estimate:
+def jackknife(statistic: Callable[[Tensor], float], groups: int) -> Estimate:
     """The statistic of all groups and its delete-one-group standard error (infinite below three groups)."""
     everything = torch.arange(groups)
     value = statistic(everything)

@@ -1,31 +1,37 @@
-"""The optimizers whose state lives in a frame: what each keeps, what it does to the gradient on its way, and what comes out of its update.
+"""The optimizers whose state lives in a frame, and their neighbours: what each keeps, what it does to the gradient on its way, and what comes out.
 
-``state``: bytes of live state tensors a matrix, beside the formula of theory/optimizer_state.py. ``path``: what the inner rule's frame passes
-on of a mini-batch gradient, lifted back, against the true gradient g: alignment ⟨E[X], g⟩/‖g‖² with what the method claims of it, squared
-bias and variance over ‖g‖². ``update``: what the weight gets after the nonlinearity, in the last of a period's steps: the cosine of its mean
-with g and with AdamW's mean update on the same gradients, its length beside AdamW's, and its noise.
-Gradients are g + noise with a decaying spectrum, frames were chosen by the first gradient of a period and have aged since, and every draw is
-a replica of its own with its own gradients. They are those of small learning rates: the law of the gradients does not move with the weights.
+``state``: bytes of live state tensors a matrix, beside the formula of theory/optimizer_state.py. ``path``: what of a mini-batch gradient reaches the
+weight but for the inner rule, against the true gradient g: alignment ⟨E[X], g⟩/‖g‖² with what the method claims of it, squared bias, variance and
+mean squared error over ‖g‖². ``update``: what the weight gets after the nonlinearity, in the last of a period's steps: the cosine of its mean with g
+and with AdamW's mean update on the same gradients, its length beside AdamW's, and its noise.
+
+Gradients are synthetic, or those of the layers of one block of a LLaMA in training (tiny) or of a trained one (smollm2): ``batches`` mini-batches are
+the population, and their mean is g. Frames were chosen by the first gradient of a period and have aged since; experiments/validation/replicas.py.
+
+    lowrank optimizers
+    lowrank optimizers tiny
+    lowrank optimizers smollm2
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from estimators import Measurement, keyed, measure_estimates
+from estimators import Estimate, keyed
+from estimators.measure import jackknife
 from experiments import runs
+from experiments.validation import replicas
+from experiments.validation.block import gradients_of_a_block
+from experiments.validation.replicas import LR, Pair, Replicas, Source
 from optimizers import OPTIMIZERS, Subspace
-from optimizers.buckets import stack
-from optimizers.outputs import Context
 from theory import optimizer_state
 
-LR = 1e-3
 BY_SHARE = ("frugal", "lisa", "badam")  # a share of the matrices has its turn; the others' share is that of the directions
 MATRICES = 4  # of one shape, so that a quarter of them can have their turn
 # what the mean of the path is of g, at r over the smaller dimension; APOLLO's path is the gradient itself
@@ -65,14 +71,24 @@ class Config:
     """Matrix whose state is counted."""
     rank: int = 128
     """r of that matrix."""
+    model: Literal["synthetic", "tiny", "smollm2"] = "synthetic"
+    """Where gradients come from."""
     m: int = 24
-    """Rows of the matrix that is measured."""
+    """Synthetic: rows of the matrix that is measured."""
     n: int = 32
-    """Its columns, at least m."""
+    """Synthetic: its columns, at least m."""
     ratio: float = 0.25
-    """r/m of the measurement."""
+    """r over the smaller dimension."""
     noise: float = 1.0
-    """E‖Ĝ − g‖²/‖g‖²."""
+    """Synthetic: E‖Ĝ − g‖²/‖g‖²."""
+    batches: int = 64
+    """Real gradients: mini-batches of the population."""
+    sequences: int = 8
+    """Real gradients: sequences in a mini-batch."""
+    length: int = 128
+    """Real gradients: tokens in a sequence."""
+    steps: int = 300
+    """Tiny: training steps before the gradients are taken."""
     period: int = 10
     """Steps of a replica: its frame is chosen at the first and measured at the last."""
     draws: int = 1024
@@ -92,28 +108,52 @@ class Config:
             raise ValueError(f"ratio={self.ratio} must be in (0, 1) and noise={self.noise} positive")
         if min(*self.shape, self.rank, self.m, self.period) < 1 or self.n < self.m:
             raise ValueError("shape, rank, m and period must be at least 1, and n at least m")
+        if self.model not in ("synthetic", "tiny", "smollm2"):
+            raise ValueError(f"unknown model {self.model!r}, known are synthetic, tiny, smollm2")
+        if min(self.batches, self.length) < 2 or self.sequences < 1 or self.steps < 0:
+            raise ValueError("batches and length must be at least 2, sequences 1 and steps 0")
         if self.draws < 32:
             raise ValueError(f"draws must be at least 32, got {self.draws}")
 
 
+PRESETS = {
+    "synthetic": Config(),
+    "tiny": Config(model="tiny", draws=256),
+    "smollm2": Config(model="smollm2", sequences=2, batches=32, draws=32, period=5),
+}
+
+
 def main(config: Config) -> runs.Run:
-    """Rows ``state``, ``path`` and ``update``, one a method; returns the run."""
-    run = runs.start("optimizers", f"{config.m}x{config.n}", config)
+    """Rows ``state``, one a method, ``path`` and ``update``, one a method and matrix; returns the run."""
+    run = runs.start("optimizers", f"{config.m}x{config.n}" if config.model == "synthetic" else config.model, config)
     if run.done:
         return run
     run.renew()
-    with runs.progress(2 * len(config.method) + 1, "optimizers", config.quiet) as bar:
-        adamw = _measured(config, "adamw", 1).mean
-        assert adamw is not None
-        bar.update()
+    with runs.progress(0, "optimizers", config.quiet) as bar:
         for name in config.method:
-            bar.set_postfix_str(name)
-            run.log(_state(config, name), _path(config, name))
-            bar.update()
-            run.log(_update(config, name, adamw))
-            bar.update()
+            run.log(_state(config, name))
+        for source in _sources(config, run):
+            plain = _measured(config, "adamw", source)
+            for name in config.method:
+                bar.set_postfix_str(f"{source.name} {name}")
+                pair = plain if name == "adamw" else _measured(config, name, source)
+                run.log(_path(config, name, source, pair), _update(name, source, pair, plain))
+                bar.update()
     run.finish()
     return run
+
+
+def _sources(config: Config, run: runs.Run) -> Iterator[Source]:
+    if config.model == "synthetic":
+        yield replicas.gaussian(config.m, config.n, config.noise, config.seed)
+        return
+    for name, gradients in gradients_of_a_block(config, run):
+        yield replicas.population(name, gradients)
+
+
+def _measured(config: Config, name: str, source: Source) -> Pair:
+    rank = max(1, round(config.ratio * min(source.g.shape)))
+    return replicas.measure(Replicas(ALL[name], rank, config.ratio, config.period, config.seed), source, config.draws)
 
 
 def _state(config: Config, name: str) -> dict[str, Any]:
@@ -143,72 +183,16 @@ def _state(config: Config, name: str) -> dict[str, Any]:
     }
 
 
-def _gradient(config: Config) -> Tensor:
-    """g: m×n with singular values 1, 1/2, 1/3, …, so that a quarter of them holds most of it."""
-    generator = keyed.generator(config.seed, "gradient", 0)
-    U, V = (torch.linalg.qr(torch.randn(k, config.m, generator=generator, dtype=torch.float64))[0] for k in (config.m, config.n))
-    return (U / torch.arange(1, config.m + 1)) @ V.mT
-
-
-def _replicas(config: Config, name: str, which: int) -> Callable[[int, torch.Generator], Tensor]:
-    """What a number of replicas makes of its gradients at the end of a period: the path (0) or the update over the learning rate (1)."""
-    g = _gradient(config)
-    spread = (config.noise * float(g.square().sum()) / g.numel()) ** 0.5
-    rank = max(1, round(config.ratio * config.m))
-    start = torch.randn(g.shape, generator=keyed.generator(config.seed, "weights", 0), dtype=g.dtype)
-    serial = iter(range(10**9))
-
-    def draw(size: int, generator: torch.Generator) -> Tensor:
-        first = next(serial) * config.draws
-        named = [(f"{first + i}", nn.Parameter(start.clone())) for i in range(size)]
-        parameters = [p for _, p in named]
-        kind = ALL[name]
-        options = kind.takes(every=config.period, rank=config.ratio if name == "frugal" else rank, order="random", layers=config.ratio)
-        options |= kind.takes(freeze=False, precision="full")
-        optimizer = kind(named, LR, seed=config.seed + first, foreach=True, **options)
-        before, passed = torch.zeros(size, *g.shape), torch.zeros(size, *g.shape, dtype=g.dtype)
-
-        def watch(names: tuple[str, ...], context: Context) -> None:
-            places = [int(called) - first for called in names]
-            passed[places] = _upright(context.path(_batch([parameters[i] for i in places], context.flipped)), context.flipped)
-
-        for _ in range(config.period):
-            passed.zero_()  # a matrix that has no turn passes nothing on
-            noise = torch.randn(size, *g.shape, generator=generator, dtype=g.dtype)
-            for p, N in zip(parameters, noise, strict=True):
-                p.grad = g + spread * N
-            before = torch.stack([p.detach() for p in parameters]).clone()
-            optimizer.watch = watch
-            optimizer.step()
-        return (before - torch.stack([p.detach() for p in parameters])) / LR if which == 1 else passed
-
-    return draw
-
-
-def _batch(parameters: list[nn.Parameter], flipped: bool) -> Tensor:
-    """Their gradients as the frame saw them."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return stack([G.mT if flipped else G for G in gradients])
-
-
-def _upright(X: Tensor, flipped: bool) -> Tensor:
-    return X.mT if flipped else X
-
-
-def _measured(config: Config, name: str, which: int) -> Measurement:
-    generator = keyed.generator(config.seed, f"{name}.{which}", 1)
-    return measure_estimates(_replicas(config, name, which), _gradient(config), config.draws, generator=generator, budget_bytes=2**23)
-
-
-def _path(config: Config, name: str) -> dict[str, Any]:
-    measured = _measured(config, name, 0)
+def _path(config: Config, name: str, source: Source, pair: Pair) -> dict[str, Any]:
+    measured = pair.path
     assert measured.bias is not None and measured.variance is not None
-    signal = float(_gradient(config).square().sum())
-    rank = max(1, round(config.ratio * config.m))
-    claim = CLAIMS[name](config.ratio if name in BY_SHARE else rank / config.m) if name in CLAIMS else None
-    row = {"kind": "path", "method": name, "alignment": measured.alignment.value, "alignment_error": measured.alignment.standard_error}
-    row |= {f"{key}{suffix}": value / signal for key, e in (("bias2", measured.bias), ("variance", measured.variance))
-            for suffix, value in (("", e.value), ("_error", e.standard_error))}  # fmt: skip
+    signal = float(source.g.double().square().sum())
+    small = min(source.g.shape)
+    claim = CLAIMS[name](config.ratio if name in BY_SHARE else max(1, round(config.ratio * small)) / small) if name in CLAIMS else None
+    row = {"kind": "path", "method": name, "layer": source.name, "signal": signal}
+    row |= {"alignment": measured.alignment.value, "alignment_error": measured.alignment.standard_error}
+    for key, found in (("bias2", measured.bias), ("variance", measured.variance), ("mse", measured.mse)):
+        row |= {key: found.value / signal, f"{key}_error": found.standard_error / signal}
     if claim is None:
         return row
     z = (measured.alignment.value - claim) / measured.alignment.standard_error
@@ -216,16 +200,24 @@ def _path(config: Config, name: str) -> dict[str, Any]:
     return row | {"claim": claim, "z": z, "resolution": 8 * measured.alignment.standard_error, "holds": abs(z) < 5 and unbiased}
 
 
-def _update(config: Config, name: str, adamw: Tensor) -> dict[str, Any]:
-    measured = _measured(config, name, 1)
-    assert measured.mean is not None and measured.variance is not None
-    g, mean = _gradient(config), measured.mean
+def _update(name: str, source: Source, pair: Pair, plain: Pair) -> dict[str, Any]:
+    """Cosines, length and noise of the update, with jackknife errors over groups of draws, which every method has had the same gradients in."""
+    mine, theirs = pair.update, plain.update
+    assert mine.group_means is not None and theirs.group_means is not None and mine.variance is not None
+    g, spread = source.g.double(), max(0.0, mine.variance.value) ** 0.5
     cosine = lambda a, b: float((a * b).sum() / (a.norm() * b.norm()))  # noqa: E731
-    return {
-        "kind": "update",
-        "method": name,
-        "cosine_with_gradient": cosine(mean, g),
-        "cosine_with_adamw": cosine(mean, adamw),
-        "length_over_adamw": float(mean.norm() / adamw.norm()),
-        "noise_over_mean": (measured.variance.value**0.5) / float(mean.norm()),
+    of_means: dict[str, Callable[[Tensor, Tensor], float]] = {
+        "cosine_with_gradient": lambda mean, _: cosine(mean, g),
+        "cosine_with_adamw": cosine,
+        "length_over_adamw": lambda mean, other: float(mean.norm() / other.norm()),
+        "noise_over_mean": lambda mean, _: spread / float(mean.norm()),
     }
+    row: dict[str, Any] = {"kind": "update", "method": name, "layer": source.name}
+    for key, statistic in of_means.items():
+        found = _of_means(statistic, mine.group_means, theirs.group_means)
+        row |= {key: found.value, f"{key}_error": found.standard_error}
+    return row
+
+
+def _of_means(statistic: Callable[[Tensor, Tensor], float], mine: Tensor, theirs: Tensor) -> Estimate:
+    return jackknife(lambda keep: statistic(mine[keep].mean(0), theirs[keep].mean(0)), len(mine))
