@@ -73,12 +73,9 @@ def live(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def frames(rows: list[dict[str, Any]]) -> Figure:
-    """Squared bias against variance of every method's gradient path, and the noise of its update against the state it keeps."""
+def frames(merged: dict[str, dict[str, Any]]) -> Figure:
+    """Squared bias against variance of every method's gradient path, and the noise of its update against the state it keeps; one row a method."""
     style()
-    merged: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        merged.setdefault(row["method"], {}).update(row)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8))
     for name, row in merged.items():
         look: Any = {"fmt": marker(name), "color": colour(name), "markersize": 5.5, "capsize": 2, "label": name}

@@ -61,9 +61,7 @@ def checked(path: Path = CHECKS) -> str:
 def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(what each method keeps and how it was verified, what it does to the gradient): one line a method each, from the rows of a run."""
     found = checks()
-    merged: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        merged.setdefault(row["method"], {}).update(row)
+    merged = by_method(rows)
     kept = [
         {
             "method": name,
@@ -79,15 +77,33 @@ def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
         {
             "method": name,
             "mean of path": f"{row['alignment']:.3f} ± {row['alignment_error']:.3f}" + _claimed(row),
-            "bias²": f"{max(0.0, row['bias2']):.3f}",
-            "variance": f"{row['variance']:.2f}",
-            "update·g": f"{row['cosine_with_gradient']:.2f}",
-            "·AdamW": f"{row['cosine_with_adamw']:.2f}",
+            "bias²": f"{row['bias2']:.3f} ± {row['bias2_error']:.3f}",
+            "variance": f"{row['variance']:.2f} ± {row['variance_error']:.2f}",
+            "error": f"{row['mse']:.2f}",
+            "update·g": f"{row['cosine_with_gradient']:.2f} ± {row['cosine_with_gradient_error']:.2f}",
+            "·AdamW": f"{row['cosine_with_adamw']:.2f} ± {row['cosine_with_adamw_error']:.2f}",
             "noise": f"{row['noise_over_mean']:.2f}",
         }
         for name, row in merged.items()
     ]
     return kept, done
+
+
+def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """One row a method: of several layers, errors of the path summed over all of them, over Σ‖g‖², and the means of what there is of updates."""
+    merged: dict[str, dict[str, Any]] = {}
+    layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        merged.setdefault(row["method"], {}).update(row)
+        layers.setdefault((row["method"], "path" if "signal" in row else "update" if "cosine_with_adamw" in row else "state"), []).append(row)
+    for (name, kind), some in layers.items():
+        weights = [row["signal"] if kind == "path" else 1.0 for row in some]
+        for key in some[0] if len(some) > 1 else ():
+            if f"{key}_error" in some[0]:
+                merged[name][key] = sum(w * row[key] for w, row in zip(weights, some, strict=True)) / sum(weights)
+                squares = sum((w * row[f"{key}_error"]) ** 2 for w, row in zip(weights, some, strict=True))
+                merged[name][f"{key}_error"] = squares**0.5 / sum(weights)
+    return merged
 
 
 def _claimed(row: dict[str, Any]) -> str:
@@ -100,8 +116,9 @@ EXPLANATION = (
     "State: elements for an m×n matrix, m ≤ n; over AdamW's 2mn for 512 × 1376 at r = 128 unless told otherwise. Verified by (a) identities, "
     "(b) a float64 transcription of the rule, (c) the published package side by side, (d) recorded runs of the published code: tests passed "
     "of all. Path: what the frame passes on of a mini-batch gradient, lifted back; its mean is ⟨E[X], g⟩/‖g‖² with what the method promises in "
-    "brackets, bias² and variance are over ‖g‖². Update: what the weight gets after the nonlinearity; cosines of its mean with g and with "
-    "AdamW's mean update, noise over its mean."
+    "brackets; bias², variance and their sum, the error, are over ‖g‖² (bias² is an unbiased estimate, and may come out below zero). Update: "
+    "what the weight gets after the nonlinearity; cosines of its mean with g and with AdamW's mean update, noise over its mean. Of several layers: "
+    "errors are summed, over Σ‖g‖²; what is of updates are means over layers."
 )
 
 
@@ -114,7 +131,7 @@ def section(rows: list[dict[str, Any]]) -> str:
         verdict(sum(bool(row["holds"]) for row in paths), len(paths), "promises about the mean of the gradient path")
         + verdict(sum(bool(row["holds"]) for row in states), len(states), "formulas for the bytes of live state tensors")
         + f"<p>{EXPLANATION} {checked()}</p>"
-        + figure(lambda: figures_training.frames(rows),
+        + figure(lambda: figures_training.frames(by_method(rows)),
                  "Left: what the frame passes on of a mini-batch gradient; the full gradient itself is adamw. Right: what is left after the "
                  "nonlinearity, against the state that is kept.")
         + "".join(f"<h3>{title}</h3>{table(told)}" for title, told in zip(TITLES, lines(rows), strict=True))
@@ -122,14 +139,30 @@ def section(rows: list[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
+SOURCES = {"tiny": "On the gradients of a LLaMA in training (tiny)", "smollm2": "On the gradients of SmolLM2-135M"}
+
+
 def markdown(results: Path = RESULTS) -> str:
-    """For the README, from committed results."""
+    """For the README, from committed results: state and what was verified, then a table for each source of gradients."""
     folder = results / "optimizers"
-    files = [file for kind in ("state", "path", "update") for file in sorted(folder.glob(f"*-{kind}.csv"))]
-    if not files:
+    labels = sorted(
+        {file.stem.removesuffix("-path") for file in folder.glob("*-path.csv")},
+        key=lambda label: [*SOURCES].index(label) + 1 if label in SOURCES else 0,
+    )
+    if not labels:
         return "not yet run"
-    both = lines(row for file in files for row in pd.read_csv(file).to_dict("records"))  # pyright: ignore[reportArgumentType]
-    return "\n\n".join([*map(_markdown, both), checked()]).rstrip()
+    parts: list[str] = []
+    for label in labels:
+        files = [folder / f"{label}-{kind}.csv" for kind in ("state", "path", "update")]
+        kept, done = lines(row for file in files for row in pd.read_csv(file).to_dict("records"))  # pyright: ignore[reportArgumentType]
+        config = json.loads((folder / f"{label}.json").read_text(encoding="utf-8"))["config"]
+        parts += [] if parts else [_markdown(kept), checked()]
+        title = SOURCES.get(label, "On synthetic gradients, a decaying spectrum and as much noise")
+        parts += [
+            f"{title}, r/m = {config['ratio']:g}, frames {config['period']} steps old, {config['draws']:,} replicas:",
+            _markdown(done),
+        ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _markdown(told: list[dict[str, Any]]) -> str:

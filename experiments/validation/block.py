@@ -28,8 +28,8 @@ def gradients_of_a_block(config: Config, run: runs.Run) -> Iterator[tuple[str, T
     else:
         model, stream = models.smollm2()
     model.to(runs.device("auto")).eval()  # pyright: ignore[reportArgumentType]
-    middle = f".layers.{model.config.num_hidden_layers // 2}."
-    names = [name for name in linear_layers(model) if middle in name]
+    blocks = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in linear_layers(model) if ".layers." in name})
+    names = [name for name in linear_layers(model) if f".layers.{blocks[len(blocks) // 2]}." in name]
 
     def batch(i: int) -> Tensor:
         return batches.batch(stream, config.seed, "gradients", i, config.sequences, config.length)

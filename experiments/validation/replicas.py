@@ -1,7 +1,7 @@
 """What an optimizer makes of stochastic gradients: many replicas of one matrix, each with gradients and draws of its own.
 
-A replica takes ``period`` steps. Its frame is chosen at the first and measured at the last, as old as frames are in training. ``path``: what of the last
-gradient reaches the weight but for the inner rule; ``update``: what the weight gets in the last step, over the learning rate. Learning rates are
+A replica takes ``period`` steps. Its frame is chosen at the first and measured at the last, as old as frames are in training. ``path``: what of the
+last gradient reaches the weight but for the inner rule; ``update``: what the weight gets in the last step, over the learning rate. Learning rates are
 small: the law of the gradients does not move with the weights. Every method sees the same gradients.
 """
 

@@ -10,6 +10,7 @@ import torch
 
 from experiments import bench, cli, optimizers, publish, report, runs
 from experiments.pages import optimizers as page
+from experiments.validation import replicas
 from optimizers import OPTIMIZERS
 from theory import optimizer_state
 
@@ -41,26 +42,28 @@ def test_state_is_counted_and_promises_hold(run: runs.Run) -> None:
 def test_a_promise_that_is_false_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(optimizers.CLAIMS, "galore", lambda _: 1.0)
     config = optimizers.Config(draws=96, period=4, runs_dir=tmp_path, quiet=True)
-    row = optimizers._path(config, "galore")
+    source = replicas.gaussian(config.m, config.n, config.noise, config.seed)
+    row = optimizers._path(config, "galore", source, optimizers._measured(config, "galore", source))
     assert not row["holds"] and row["resolution"] < 0.1
 
 
 def test_a_step_of_replicas_is_a_step_of_one() -> None:
     """The update that is measured of a replica is the one that the optimizer makes of its gradients alone."""
-    config = optimizers.Config(draws=32, period=3)
-    draw = optimizers._replicas(config, "galore", 1)
-    together = draw(3, torch.Generator().manual_seed(1))
-    g, generator = optimizers._gradient(config), torch.Generator().manual_seed(1)
-    spread = (config.noise * float(g.square().sum()) / g.numel()) ** 0.5
-    noise = torch.stack([torch.randn(3, *g.shape, generator=generator, dtype=g.dtype) for _ in range(3)])
-    p = torch.nn.Parameter(torch.zeros_like(g))
-    optimizer = OPTIMIZERS["galore"]([p], optimizers.LR, rank=6, every=3)
+    source = replicas.gaussian(24, 32, 1.0, 0)
+    one = replicas.Replicas(OPTIMIZERS["galore"], 6, 0.25, 3, 0)
+    paths, updates = replicas.run(one, source, 3, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.stack([source.draw(3, generator) for _ in range(3)])
+    p = torch.nn.Parameter(torch.zeros_like(source.g))
+    optimizer = OPTIMIZERS["galore"]([p], replicas.LR, rank=6, every=3)
     before = p.detach().clone()
     for t in range(3):
         before = p.detach().clone()
-        p.grad = g + spread * noise[t, 2]
+        p.grad = gradients[t, 2]
         optimizer.step()
-    torch.testing.assert_close((before - p.detach()) / optimizers.LR, together[2], rtol=0, atol=1e-9)
+    torch.testing.assert_close((before - p.detach()) / replicas.LR, updates[2], rtol=0, atol=1e-9)
+    V = optimizer.state[p]["V"]
+    torch.testing.assert_close(paths[2], V @ (V.mT @ gradients[2, 2]), rtol=0, atol=1e-12)
 
 
 def test_it_is_shown_reported_and_published(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
