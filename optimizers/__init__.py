@@ -10,6 +10,7 @@
 from optimizers.apollo import Apollo, ApolloMini
 from optimizers.badam import BAdam
 from optimizers.coap import COAP
+from optimizers.communication import LawState, law_hook
 from optimizers.dct_adamw import DCTAdamW
 from optimizers.dion import Dion
 from optimizers.fira import Fira
@@ -87,6 +88,7 @@ __all__ = [
     "Grass",
     "Int8Linear",
     "LDAdam",
+    "LawState",
     "MoFaSGD",
     "Muon",
     "OnlineSubspaceDescent",
@@ -100,6 +102,7 @@ __all__ = [
     "Trion",
     "float_weights",
     "int8_weights",
+    "law_hook",
     "outlier_shares",
     "per_layer",
     "split_parameters",
