@@ -106,7 +106,7 @@ class Bucket:
 
     def weights(self, flipped: bool) -> list[Tensor]:
         """The weights in float32 or better, transposed where ``flipped``; they share memory with 32-bit parameters."""
-        return [_oriented(_values(member.p), flipped).to(self.exact) for member in self.members]
+        return [_oriented(_values(member.p, self.exact), flipped).to(self.exact) for member in self.members]
 
     def gradients(self, flipped: bool) -> Tensor:
         """The gradients in float32 or better, transposed where ``flipped``."""
@@ -148,10 +148,10 @@ class Bucket:
                     member.state[key] = value[i].clone()  # not a view: a state must not hold its neighbours' memory
 
 
-def _values(p: Tensor) -> Tensor:
+def _values(p: Tensor, exact: torch.dtype) -> Tensor:
     """The numbers of a parameter, which its layer keeps in codes where it has the attribute ``quantized`` (optimizers/quantized.py)."""
     layer = getattr(p, "quantized", None)
-    return p.detach() if layer is None else layer.read()
+    return p.detach() if layer is None else layer.read(exact)
 
 
 def _oriented(X: Tensor, flipped: bool) -> Tensor:

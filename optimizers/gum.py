@@ -6,8 +6,8 @@
 
 What enters the momentum is unbiased given V: (1−q)·GVVᵀ/(1−q) + q·(G − GVVᵀ)/q = G, with variance q/(1−q)·‖GVVᵀ‖² + (1−q)/q·‖G − GVVᵀ‖², which is
 least, 2‖GVVᵀ‖·‖G − GVVᵀ‖, at q/(1−q) = ‖G − GVVᵀ‖/‖GVVᵀ‖ (theory/coin.py). The update is not: Newton–Schulz is not linear, and as it does not see
-the size of a momentum that begins anew with every coin, the weights 1/(1−q) and 1/q cancel out of it exactly. State: mr, and nr or with
-probability q mn elements.
+the size of a momentum that begins anew with every coin, the weights 1/(1−q) and 1/q cancel out of it exactly. At full rank there is no rest and no
+coin. State: mr, and nr or with probability q mn elements.
 
 No published code to differ from; the paper was known from its reviews and abstract. ``adjust``: f, see optimizers/muon.py.
 """
@@ -55,9 +55,12 @@ class Tossed(Basis):
     batched: ClassVar[bool] = False  # the state has another shape after every toss
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:
+        r = self.size(min(G.shape))
+        if r == G.shape[-1]:  # the rest would be rounding errors, which Newton–Schulz makes as large as anything
+            return Coin(top_right_singular(G, r), 0, 1.0)
         toss = torch.rand((), generator=keyed.generator(draw.seed, f"{draw.names[0]}.coin", draw.index))
         rest = int(toss < self.share)
-        return Coin(top_right_singular(G, self.size(min(G.shape))), rest, 1 / self.share if rest else 1 / (1 - self.share))
+        return Coin(top_right_singular(G, r), rest, 1 / self.share if rest else 1 / (1 - self.share))
 
 
 class GUM(Subspace):

@@ -21,7 +21,15 @@ class LayerSampling(Subspace):
 
     def __init__(self, params: Params, lr: float, own: dict[str, Any], *, seed: int = 0, **options: Any) -> None:
         super().__init__(params, lr, {"open": None} | own, seed=seed, **options)
-        self._begin(self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in the base; the turns of its layers begin."""
+        super().add_param_group(param_group)
+        try:
+            self._begin([self.param_groups[-1]])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @abstractmethod
     def order(self, group: dict[str, Any]) -> tuple[Any, Any]:
