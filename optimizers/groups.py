@@ -14,8 +14,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "variant": ("paper",),
 }
 SHARES = ("beta", "beta1", "momentum", "rho", "floor")  # in [0, 1)
-POSITIVE = ("scale", "keep", "limit", "clip", "relative", "rest_scale")
-COUNTS = ("every", "smallest_8bit", "random_from")
+POSITIVE = ("scale", "keep", "limit", "clip", "relative", "rest_scale", "layers", "largest")
+NOT_NEGATIVE = ("penalty", "pull", "mu", "basis_lr")
+COUNTS = ("smallest_8bit", "random_from", "level")
+FROM_ONE = ("every", "recalibrate", "kept")
 
 
 def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -34,9 +36,13 @@ def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...
     for name in POSITIVE:
         if (value := group.get(name)) is not None and not 0 < value < math.inf:
             raise ValueError(f"{call}({name}={value}): must be positive and finite")
-    for name in COUNTS:
-        if (value := group.get(name)) is not None and (not isinstance(value, int) or value < (1 if name == "every" else 0)):
-            raise ValueError(f"{call}({name}={value}): must be an integer of at least {1 if name == 'every' else 0}")
+    for name in NOT_NEGATIVE:
+        if (value := group.get(name)) is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{call}({name}={value}): must be finite and not negative")
+    for name in (*COUNTS, *FROM_ONE):
+        least = int(name in FROM_ONE)
+        if (value := group.get(name)) is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{call}({name}={value}): must be an integer of at least {least}")
     _check_rank(call, group["rank"], group["params"])
 
 

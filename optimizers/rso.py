@@ -62,8 +62,6 @@ class RSO(Subspace):
         super().__init__(params, lr, {"rank": rank, "every": every, "pull": pull, "scale": scale, "side": side}, seed=seed, **options)
 
     def rule(self, group: dict[str, Any]) -> Rule:
-        if not 0 <= group["pull"] < float("inf"):
-            raise ValueError(f"RSO(pull={group['pull']}): must be finite and not negative")
         return Rule(
             basis=FromLaw(group["rank"], Gaussian),
             every=group["every"],

@@ -95,7 +95,9 @@ def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         merged.setdefault(row["method"], {}).update(row)
-        layers.setdefault((row["method"], "path" if "signal" in row else "update" if "cosine_with_adamw" in row else "state"), []).append(row)
+        layers.setdefault((row["method"], "path" if "signal" in row else "update" if "cosine_with_adamw" in row else "state"), []).append(
+            row
+        )
     for (name, kind), some in layers.items():
         weights = [row["signal"] if kind == "path" else 1.0 for row in some]
         for key in some[0] if len(some) > 1 else ():

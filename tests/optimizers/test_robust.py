@@ -88,6 +88,12 @@ def test_a_refused_group_is_not_added() -> None:
 @pytest.mark.parametrize(
     "method, option, value",
     [
+        ("trion", "mu", -0.5),
+        ("foam", "level", -1),
+        ("coap", "recalibrate", 0),
+        ("online_subspace", "penalty", -1.0),
+        ("q_galore", "kept", 0),
+        ("lisa", "layers", 0),
         ("galore", "basis", "typo"),
         ("galore", "inner", "typo"),
         ("galore", "side", "typo"),
