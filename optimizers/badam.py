@@ -6,7 +6,8 @@ Block coordinate descent: every gradient is exact in its block and absent elsewh
 ``freeze`` gradients as well.
 
 ``order``: "descending" as published, "ascending", or "random", independent draws. Differs from the published code: no float32 copy of the
-block's 16-bit weights (``rounding="stochastic"`` protects them), and a random order draws anew instead of reshuffling.
+block's 16-bit weights (``rounding="stochastic"`` protects them), a random order draws anew instead of reshuffling, and the first turn is as long as
+the others, there a step shorter.
 """
 
 from __future__ import annotations

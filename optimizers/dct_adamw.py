@@ -10,8 +10,9 @@ parameters of its order.
 
 ``norm``: "l1", as published, or "l2". ``rotate=False`` keeps M and N by place, whatever the columns are now.
 ``variant="reference-code"``: T counts from one step before the first. Differs from the published code: C belongs to each matrix's own dimension,
-there to that of the first; rotation is the exact partial permutation, there a product that rounds, so that new columns begin at 1e-8 of others' N;
-the error is kept in float32 (the 8-bit one there has 16 levels, and the 4-bit one is unpacked in another order than packed).
+there to that of the first; rotation is the exact partial permutation, there a product with one that is rounded, written over its own factor, which
+on a CPU leaves zeros of M and N; the error is kept in float32 (the 8-bit one there has 16 levels, and the 4-bit one is unpacked in another order
+than packed).
 """
 
 from __future__ import annotations

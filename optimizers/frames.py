@@ -9,8 +9,8 @@ nothing. For all of them ⟨lift(B), G⟩ = ⟨B, sketch(G)⟩, except ``Weighte
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any, Self
 
 import torch
@@ -197,15 +197,28 @@ class ScaledColumns(Frame):
 
 @dataclass(frozen=True)
 class Cosines(Frame):
-    """r columns of the orthonormal DCT matrix of order N by their indices J (*batch, r): only they are state."""
+    """r columns of the orthonormal DCT matrix C of order N by their indices J (*batch, r): only they are state.
+
+    ``product``: G and GC of the gradient that J was chosen for, where they are at hand: its sketch is a part of them.
+    """
 
     J: Int[Tensor, "*batch r"]
+    product: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def _columns(self) -> dict[Any, Dense]:
+        return {}
 
     def dense(self, like: Tensor) -> Dense:
         """The same columns as a matrix, in the precision of ``like`` (*batch, M, N)."""
-        return Dense(dct_matrix(like.shape[-1], like.dtype, like.device).mT[self.J].mT)
+        kind = like.shape[-1], like.dtype, like.device
+        if kind not in self._columns:
+            self._columns[kind] = Dense(dct_matrix(*kind).mT[self.J].mT)
+        return self._columns[kind]
 
     def sketch(self, G: Tensor) -> Tensor:
+        if self.product is not None and self.product[0] is G:
+            return Columns(self.J).sketch(self.product[1])
         return self.dense(G).sketch(G)
 
     def lift(self, B: Tensor, like: Tensor) -> Tensor:

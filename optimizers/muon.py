@@ -4,7 +4,8 @@
     W ← (1 − ηλ)W − η·f(m, n)·NS₅(U)
 
 Full-rank: the frame is all of G. Unbiased up to NS, which is not linear. State: mn elements. torch.optim.Muon is the published implementation; this
-one lets it stand on the same loop, groups and tables as the others, and is compared with it step by step.
+one lets it stand on the same loop, groups and tables as the others, and is compared with it step by step. Differs from it: momentum is float32 beside
+16-bit weights too, which there, without Nesterov's form, is overwritten by what Newton–Schulz divides by its norm.
 
 ``adjust``: f, "original" √max(1, m/n), "match_rms_adamw" 0.2·√max(m, n) so that AdamW's learning rates fit, "spectral" √(m/n), or "none".
 """

@@ -36,21 +36,23 @@ def newton_schulz(
     coefficients: tuple[float, float, float] = QUINTIC,
     dtype: torch.dtype | None = None,
     eps: float = 1e-7,
+    out: Tensor | None = None,
 ) -> Float[Tensor, "*batch m n"]:
     """``steps`` of X ← aX + (bA + cA²)X with A = XXᵀ, from X/‖X‖, computed in ``dtype`` (None: as given) on the smaller side.
 
-    With the usual coefficients singular values end between about 0.7 and 1.2. Zeros stay zeros.
+    With the usual coefficients singular values end between about 0.7 and 1.2. Zeros stay zeros. ``out``: where the result goes, X itself for one.
     """
     a, b, c = coefficients
-    Y = X if dtype is None else X.to(dtype)
+    Y = X.clone() if dtype is None or dtype == X.dtype else X.to(dtype)
     tall = X.shape[-2] > X.shape[-1]
     Y = Y.mT if tall else Y
-    Y = Y / torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True).clamp_min(eps)
+    Y.div_(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True).clamp_min(eps))
     product = torch.addmm if X.ndim == 2 else torch.baddbmm
     for _ in range(steps):
         A = Y @ Y.mT
         Y = product(Y, product(A, A, A, beta=b, alpha=c), Y, beta=a)
-    return (Y.mT if tall else Y).to(X.dtype)
+    Y = Y.mT if tall else Y
+    return Y.to(X.dtype) if out is None else out.copy_(Y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +68,13 @@ class Orthogonal(Inner):
     names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
 
     def move(self, state: State, B: Tensor, lr: Rate) -> Move:
-        U = B
+        U, spare = B, None
         if self.beta is not None:
             M = self._begun(state, "momentum_buffer", B).lerp_(B, 1 - self.beta)
             self.write(state, "momentum_buffer", M)
             U = B.lerp(M, self.beta) if self.nesterov else M
-        return Move(newton_schulz(U, self.steps, dtype=PRECISIONS[self.precision]), None, lr, lr)
+            spare = U if self.nesterov else None
+        return Move(newton_schulz(U, self.steps, dtype=PRECISIONS[self.precision], out=spare), None, lr, lr)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,8 @@ class AlignedCosines(Basis):
 
     def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
         S = G @ dct_matrix(G.shape[-1], G.dtype, G.device)
-        return Cosines(largest(S.abs().sum(-2) if self.norm == "l1" else column_norms(S), self.size(G.shape[-1])))
+        J = largest(S.abs().sum(-2) if self.norm == "l1" else column_norms(S), self.size(G.shape[-1]))
+        return Cosines(J, product=(G, S))
 
 
 def column_norms(G: Tensor) -> Tensor:

@@ -22,7 +22,18 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-PEERS = ("apollo-torch", "bitsandbytes", "fira", "flora-opt", "galore-torch", "pytorch-optimizer", "torchao")  # of the published optimizers
+PEERS = (  # of the published optimizers
+    "apollo-torch",
+    "badam",
+    "bitsandbytes",
+    "fira",
+    "flora-opt",
+    "galore-torch",
+    "ista-daslab-optimizers",
+    "pytorch-optimizer",
+    "q-galore-torch",
+    "torchao",
+)
 
 
 class Checks:

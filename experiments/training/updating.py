@@ -7,7 +7,6 @@ training: directions that were right some steps ago. ``step`` is between refresh
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,41 +16,13 @@ from torch import Tensor, nn
 from estimators.selection import rank_of
 from experiments.training import feed, models
 from experiments.training.config import Config
+from experiments.training.packages import PACKAGES
 from experiments.training.timing import pairs, timed
 from optimizers import OPTIMIZERS, GaLore
 
 PRODUCTS_LIMIT, REFRESH_LIMIT, PACKAGE_LIMIT, ENERGY = 1.25, 0.1, 1.0, 0.99
 NEVER = 10**9
 BEFORE, BETWEEN = 10, 10  # AdamW steps before the first gradient that is kept, and from it to the second
-
-Made = Callable[[list[nn.Parameter], int, int], torch.optim.Optimizer]  # parameters, rank, steps between two refreshes
-
-
-def _grouped(module: str, name: str, **group: Any) -> Made:
-    return lambda ps, rank, every: getattr(import_module(module), name)(
-        [{"params": ps, "rank": rank, "update_proj_gap": every, "proj_type": "std"} | group], lr=1e-3
-    )
-
-
-PACKAGES: dict[str, tuple[str, Made, dict[str, Any]]] = {  # method → package, how it is made, our options for the same rule
-    "galore": ("galore_torch", _grouped("galore_torch", "GaLoreAdamW", scale=0.25), {"variant": "reference-code", "basis": "randomized"}),
-    "fira": ("fira", _grouped("fira", "FiraAdamW", alpha=0.25), {"variant": "reference-code"}),
-    "apollo": (
-        "apollo_torch",
-        _grouped("apollo_torch", "APOLLOAdamW", proj="random", scale_type="channel", scale=1.0),
-        {"variant": "reference-code"},
-    ),
-    "apollo_mini": (
-        "apollo_torch",
-        _grouped("apollo_torch", "APOLLOAdamW", proj="random", scale_type="tensor", scale=128.0, rank=1),
-        {"variant": "reference-code"},
-    ),
-    "flora": (
-        "flora_opt",
-        lambda ps, rank, every: import_module("flora_opt").Flora(ps, lr=1e-3, rank=rank, kappa=every, beta1=0.9),
-        {"variant": "reference-code"},
-    ),
-}
 
 
 def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
@@ -73,7 +44,8 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
         except ImportError:
             continue
         mine = OPTIMIZERS[name](parameters, 1e-3, **OPTIMIZERS[name].takes(rank=rank, every=NEVER), **ours)
-        row = pairs(lambda: _stepped(peer, parameters, second), {name: lambda: _stepped(mine, parameters, second)}, device, repeats)[1]
+        lent = [G.clone() for G in second]  # some packages write on the gradients
+        row = pairs(lambda: _stepped(peer, parameters, lent), {name: lambda: _stepped(mine, parameters, second)}, device, repeats)[1]
         found.append(row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT})
     return [*found, *_refreshes(parameters, first, second, rank, device, repeats)]
 

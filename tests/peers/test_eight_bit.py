@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers import GaLore
+from optimizers.storage import code_table, nearest_codes
 from tests.peers.side_by_side import EVERY, RANK, ROUNDING, SHAPES, STEPS, apart, gradients, group, pair, projector_of
 
 SHAPE = (64, 96)
@@ -35,6 +36,19 @@ def moments(state: dict[str, Any]) -> dict[str, Tensor]:
         return dict(zip(("exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"), (state[name] for name in names), strict=True))
     parts = {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
     return {name: part.codes for name, part in parts.items()} | {f"{name}_scale": part.scale for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_the_codes_of_torchao(name: str) -> None:
+    """From its plain search: for numbers of all sizes, for what codes stand for, and for the second float on either side of every edge."""
+    torchao: Any = pytest.importorskip("torchao.optim.quant_utils")
+    generator = torch.Generator().manual_seed(2)
+    values, edges, _ = code_table(name, torch.device("cpu"))
+    near = edges[:-1].view(torch.int32) + torch.tensor([[-2], [2]], dtype=torch.int32)
+    some = torch.rand(100_000, generator=generator) * 10 ** (-8 * torch.rand(100_000, generator=generator))
+    x = torch.cat([some, -some, near.reshape(-1).view(torch.float32), values, torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40])])
+    x = x.clamp_min(0 if name.endswith("_sq") else -1)
+    assert torch.equal(nearest_codes(x, name), torchao.quantize_8bit_with_qmap(x, values))
 
 
 @pytest.mark.check("c", "galore")
