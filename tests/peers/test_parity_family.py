@@ -175,8 +175,8 @@ def test_ista_dct_adamw(
     shape: tuple[int, int], every: int, rotate: bool, feedback: bool, norm: int, decay: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It writes a product over its own factor, which leaves zeros on a CPU, of a permutation that is rounded: here beside it, and exact. Columns are
-    our own choice, except where moments are kept by place: it has them in no order. With a large ε: a small one makes steps of the roundings that error
-    feedback leaves in columns just chosen."""
+    our own choice, except where moments are kept by place: it has them in no order. With a large ε: a small one makes steps of the roundings that
+    error feedback leaves in columns just chosen."""
     package = ista("dct_adamw")
     projector, rotation = package.FFTLowRankProjector, package.FFTLowRankProjector.get_subspace_rotation_matrix
 
