@@ -15,6 +15,7 @@ import numpy as np
 
 METHODS = ("galore", "golore", "flora", "fira", "apollo", "frugal", "ldadam", "coap", "osd", "qgalore")  # beginnings of their names
 METHODS += ("dct", "trion", "newtonschulz", "mofasgd", "dion", "torchmuon")
+WITHOUT = ("coap_adamw__ui2_rf3_grad30__24x40_r4",)  # the rule of another run, at 60 kB
 KEPT = (0, 5, 10, 11)  # steps whose weights are compared: the first, after two refreshes, the last
 DROPPED = ("M_last", "V_last", "limnorm", "state_dtype", "ef_after", "seed_after", "queue_last", "O_lowrank", "Q", "D")
 DROPPED += ("ef", "bf16", "Wcode0", "Wscale0", "Wzero0", "Pfloat")  # or the name before an underscore
@@ -28,7 +29,8 @@ def main(source: Path) -> None:
     shared = np.load(source / "two" / "problems.npz")
     for folder in ("one", "two"):
         for run in json.loads((source / folder / "index.json").read_text())["runs"]:
-            if not run["method"].lower().startswith(METHODS):
+            name = run["file"].removesuffix(".npz")
+            if not run["method"].lower().startswith(METHODS) or name in WITHOUT:
                 continue
             held = np.load(source / folder / run["file"])
             data = {
@@ -38,7 +40,6 @@ def main(source: Path) -> None:
             }
             if "case" in run:
                 data |= {"W0": shared[f"W0_{run['case']}"], "grads": shared[f"grads_{run['case']}"]}
-            name = run["file"].removesuffix(".npz")
             entry = {"name": name, "folder": folder, "steps": list(KEPT), "keys": {}}
             entry |= {key: run[key] for key in ("method", "variant", "shape", "rank", "hyper", "refresh") if key in run}
             entry["tolerance"] = run.get("tolerance_suggestion", 5e-6)
