@@ -42,6 +42,7 @@ CLAIMS: dict[str, Callable[[float], float]] = {
     "frugal": lambda ratio: ratio,
     "plumage": lambda _: 1.0,
     "spectral_adam": lambda _: 1.0,
+    "grass_sampled": lambda _: 1.0,
     "rso": lambda _: 1.0,
     "foam": lambda _: 1.0,
     "muon": lambda _: 1.0,

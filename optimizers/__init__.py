@@ -20,7 +20,7 @@ from optimizers.frugal import Frugal
 from optimizers.galore import GaLore
 from optimizers.golore import GoLore
 from optimizers.grad_norm_lorp import GradNormLoRP
-from optimizers.grass import Grass
+from optimizers.grass import Grass, GrassSampled
 from optimizers.gum import GUM
 from optimizers.ldadam import LDAdam
 from optimizers.lisa import LISA
@@ -53,6 +53,7 @@ OPTIMIZERS: dict[str, type[Subspace]] = {
     "coap": COAP,
     "online_subspace": OnlineSubspaceDescent,
     "grass": Grass,
+    "grass_sampled": GrassSampled,
     "rso": RSO,
     "grad_norm_lorp": GradNormLoRP,
     "foam": FOAM,
@@ -86,6 +87,7 @@ __all__ = [
     "GoLore",
     "GradNormLoRP",
     "Grass",
+    "GrassSampled",
     "Int8Linear",
     "LDAdam",
     "LawState",

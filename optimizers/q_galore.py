@@ -88,6 +88,7 @@ class QGaLore(Subspace):
     """See the module docstring. ``rank``: r; ``every``: the first T in steps; ``threshold``; ``kept``: q; ``scale``: α."""
 
     choices = {"variant": ("paper", "reference-code")}
+    coded_weights = True
 
     def __init__(
         self,

@@ -87,6 +87,9 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     """What the named options may be. ``variant``: the paper's rule, and where the published code has another one, that."""
 
+    coded_weights: ClassVar[bool] = False
+    """Whether the method's weights are held in 8-bit codes (``int8_weights``); it also trains others."""
+
     inject: Injected | None = None
     """The one way to give a method its frame: a function (name of the parameter, steps made before this one) → frame, or None for the
     method's own choice. Asked at every refresh; the frame acts on the oriented gradient, whose projected dimension is the last."""

@@ -80,6 +80,7 @@ FORMULAS: dict[str, Formula] = {
     "coap": Formula("mr + 2nr", _frame_and_moments),
     "online_subspace": Formula("3mr + 2nr", lambda s: 4 * (3 * s.small + 2 * s.large) * s.rank),
     "grass": Formula("2nr + 3r", lambda s: 8 * s.large * s.rank + 12 * s.rank),
+    "grass_sampled": Formula("2nr + 3r", lambda s: 8 * s.large * s.rank + 12 * s.rank),
     "rso": Formula("mr + 2nr", _frame_and_moments),
     "grad_norm_lorp": Formula("mr + 2nr + 2·rows", lambda s: _frame_and_moments(s) + 8 * s.rows),
     "foam": Formula("2mn/2ˡ", lambda s: 8 * s.rows * math.ceil(s.columns / 2**LEVEL)),

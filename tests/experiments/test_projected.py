@@ -13,9 +13,10 @@ from torch import nn
 
 from experiments import memory, pretrain, report, runs
 from experiments.pages import figures
+from experiments.training import models
 from experiments.training.methods import METHODS, Projected
 from experiments.training.trainer import Trainer
-from optimizers import OPTIMIZERS, GaLore, split_parameters
+from optimizers import OPTIMIZERS, GaLore, Int8Linear, quantized, split_parameters
 from tests.experiments.test_pretrain import few, losses
 from tests.experiments.test_pretrain import train as train  # a fixture
 from tests.experiments.test_pretrain import trainer as trainer
@@ -48,7 +49,7 @@ def test_every_method_trains(method: str, trainer: Callable[..., Trainer]) -> No
         assert held == sum(map(of, matrices))
 
 
-@pytest.mark.parametrize("method", ["galore", "flora", "ldadam", "apollo", "frugal", "spectral_adam"])
+@pytest.mark.parametrize("method", ["galore", "flora", "ldadam", "apollo", "frugal", "spectral_adam", "q_galore"])
 def test_a_resumed_run_is_the_uninterrupted_one(method: str, text: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"method": method, "rank": 8, "steps": 6, "checkpoint_every": 3, "refresh_every": 2, "keep_checkpoints": 9}
     whole = pretrain.main(few(text, tmp_path / "whole", **fields))
@@ -57,6 +58,23 @@ def test_a_resumed_run_is_the_uninterrupted_one(method: str, text: Path, tmp_pat
     run.keep([row for row in run.rows() if row["step"] <= 3])
     again = pretrain.main(few(text, tmp_path / "parts", **fields))
     assert losses(again) == losses(whole) and losses(again, "eval") == losses(whole, "eval")
+
+
+def test_weights_in_codes(text: Path, tmp_path: Path) -> None:
+    """Q-GaLore's blocks have them, embeddings and head do not; a plain model of the same numbers comes out."""
+    run = pretrain.main(few(text, tmp_path, method="q_galore", rank=8, steps=3, save_model=True))
+    exported = transformers.LlamaForCausalLM.from_pretrained(run.path / "model")
+
+    def in_steps(p: torch.Tensor) -> bool:
+        """Differences between the numbers of a group are whole multiples of the smallest."""
+        gaps = [group.unique().diff() for group in p.detach().reshape(-1, quantized.GROUP)[:20]]
+        return all(float((gap / gap.min() - (gap / gap.min()).round()).abs().max()) < 0.02 for gap in gaps)
+
+    matrices = {name: p for name, p in exported.named_parameters() if p.ndim == 2}
+    assert [name for name, p in matrices.items() if in_steps(p)] == [name for name in matrices if ".layers." in name]
+    made = METHODS["q_galore"](models.build("tiny", 0), few(text, tmp_path, method="q_galore", rank=8))
+    assert len(made.matrices()) == len(matrices) - 2
+    assert all(type(made.model.get_submodule(name.removesuffix(".weight"))) is Int8Linear for name in matrices if ".layers." in name)
 
 
 def test_fields_reach_the_optimizer(trainer: Callable[..., Trainer]) -> None:

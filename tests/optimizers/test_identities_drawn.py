@@ -51,7 +51,7 @@ def all_draws(G: Tensor, r: int) -> list[tuple[float, Tensor]]:
     return [(float(q[J].prod()), sampled(G, r, J).passes(identity)) for J in tuples]
 
 
-@pytest.mark.check("a", "grass")
+@pytest.mark.check("a", "grass_sampled")
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_sampled_columns_are_unbiased_with_their_exact_second_moment(r: int) -> None:
     """Over all nʳ tuples: E[P] = I, and E[P²] = diag(1/(rq) + (r−1)/r), as E[c²] = rq(1−q) + r²q² for the count c of a column."""
@@ -68,7 +68,7 @@ def test_sampled_columns_are_unbiased_with_their_exact_second_moment(r: int) -> 
     torch.testing.assert_close(torch.stack(lifted).sum(0), later, rtol=0, atol=1e-12)
 
 
-@pytest.mark.check("a", "grass")
+@pytest.mark.check("a", "grass_sampled")
 def test_columns_of_equal_norms_are_coordinates_with_replacement() -> None:
     G, M = torch.tensor([[2.0, -2, 2, 2], [1, 1, -1, 1]]).double(), random(4, 4)
     M = M + M.mT
@@ -76,7 +76,7 @@ def test_columns_of_equal_norms_are_coordinates_with_replacement() -> None:
     np.testing.assert_allclose(second.numpy(), coordinate.second_moment(M.numpy(), 2, replacement=True), rtol=0, atol=1e-12)
 
 
-@pytest.mark.check("a", "grass")
+@pytest.mark.check("a", "grass_sampled")
 def test_columns_are_drawn_in_proportion_to_their_norms(generator: torch.Generator) -> None:
     G = random(6, 4) * torch.tensor([4.0, 2.0, 1.0, 0.5])
     q, square = G.norm(dim=0), G.square().sum(0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optimizers import COAP, FOAM, RSO, DCTAdamW, GaLore, GradNormLoRP, Grass, OnlineSubspaceDescent, QGaLore, Subspace
+from optimizers import COAP, FOAM, RSO, DCTAdamW, GaLore, GradNormLoRP, Grass, GrassSampled, OnlineSubspaceDescent, QGaLore, Subspace
 from optimizers.bases import top_right_singular
 from optimizers.foam import Folded
 from optimizers.frames import Dense, Frame, ScaledColumns, dct_matrix
@@ -57,6 +57,7 @@ IDENTITY: list[Any] = [
     pytest.param(COAP, eye, {}, id="coap", marks=pytest.mark.check("a", "coap")),
     pytest.param(OnlineSubspaceDescent, eye, {}, id="online_subspace", marks=pytest.mark.check("a", "online_subspace")),
     pytest.param(Grass, every_column, {}, id="grass", marks=pytest.mark.check("a", "grass")),
+    pytest.param(GrassSampled, every_column, {}, id="grass_sampled", marks=pytest.mark.check("a", "grass_sampled")),
     pytest.param(RSO, eye, {"pull": 0.0}, id="rso", marks=pytest.mark.check("a", "rso")),
 ]
 

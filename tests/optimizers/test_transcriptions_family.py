@@ -20,6 +20,7 @@ from optimizers import (
     Dion,
     GradNormLoRP,
     Grass,
+    GrassSampled,
     MoFaSGD,
     Muon,
     OnlineSubspaceDescent,
@@ -111,17 +112,22 @@ def test_online_subspace(shape: tuple[int, int], basis: Any) -> None:
     )
 
 
-@pytest.mark.check("b", "grass")
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("repeated", [False, True])
-def test_grass(shape: tuple[int, int], repeated: bool) -> None:
+@pytest.mark.parametrize(
+    "kind, repeated",
+    [
+        pytest.param(Grass, False, marks=pytest.mark.check("b", "grass")),
+        pytest.param(GrassSampled, True, marks=pytest.mark.check("b", "grass_sampled")),
+    ],
+)
+def test_grass(shape: tuple[int, int], kind: type[Grass], repeated: bool) -> None:
     m = min(shape)
     rng = np.random.default_rng(4)
     drawn = [rng.choice(m, RANK, replace=repeated) for _ in range(STEPS)]
     scales = rng.uniform(0.5, 2, (STEPS, RANK))
 
     def made(ps: list[nn.Parameter]) -> Grass:
-        held = Grass(ps, scale=0.7, **(OURS | GIVEN))
+        held = kind(ps, scale=0.7, **(OURS | GIVEN))
         held.inject = lambda _, t: ScaledColumns(torch.tensor(drawn[t // EVERY]), torch.tensor(scales[t // EVERY]))
         return held
 

@@ -1,15 +1,19 @@
-"""The optimizers of ``optimizers/`` as training methods: weights and gradients are whole, the optimizer's state lives in a frame."""
+"""The optimizers of ``optimizers/`` as training methods: weights and gradients are whole, the optimizer's state lives in a frame.
+
+Where the method holds its weights in 8-bit codes, so do the linear layers of the blocks, in one process; DistributedDataParallel cannot send a
+weight that takes no memory, and several processes keep floats.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
 
-from estimators import processes
+from estimators import processes, selection
 from experiments.runs import WrongInput
 from experiments.training.methods.method import Full, Settings
-from optimizers import Subspace
+from optimizers import Subspace, float_weights, int8_weights
 
 if TYPE_CHECKING:
     from experiments.training.config import Config
@@ -33,7 +37,17 @@ class Projected(Full):
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
+        chosen, _ = selection.choose(model, None, 1)
+        if self.kind.coded_weights and processes.size() == 1:
+            int8_weights(model, set(chosen))
+        self.layers = [model.get_submodule(name) for name in chosen]
         self.touched_share = sum(p.numel() for p in self.matrices()) / sum(p.numel() for p in model.parameters())
+
+    def matrices(self) -> list[nn.Parameter]:
+        return [cast(nn.Parameter, layer.weight) for layer in self.layers]
+
+    def finalize(self) -> nn.Module:
+        return float_weights(self.model)
 
     def updates(self, config: Config) -> Subspace:
         """The optimizer of all parameters. Raises ``WrongInput`` for what it cannot do."""
