@@ -22,12 +22,10 @@ from estimators import LAWS, keyed
 from estimators.haar_stiefel import HaarStiefel
 from estimators.linear import LowRankLinear
 from experiments import pretrain, runs
-from experiments.training import cost, models, updating
+from experiments.training import cost, updating
 from experiments.training.live import Live
-from experiments.training.methods import METHODS, Method
-from experiments.training.objective import Objective
+from experiments.training.stepper import Stepper
 from experiments.training.timing import pairs, timed
-from experiments.training.updates import optimizers
 
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.2  # at r = n/8: time of a step and saved bytes, over full AdamW
 NEVER = 10**9
@@ -112,30 +110,9 @@ def main(config: Config) -> runs.Run:
     return run
 
 
-class Bench:
-    """One model under one method with a batch, and a whole optimizer step as a call."""
-
-    def __init__(self, config: Config, law: str, method: str, device: torch.device, **fields: Any) -> None:
-        self.settings = settings(config, law, method, **fields)
-        model = models.build(config.model, config.seed).to(device)  # pyright: ignore[reportArgumentType]
-        self.objective = Objective(model)
-        self.method: Method = METHODS[method](model, self.settings)
-        self.optimizers = optimizers(self.settings, self.method)
-        generator = keyed.generator(config.seed, "bench", 0)
-        entries = models.PRESETS[config.model]["vocab_size"]
-        self.ids = torch.randint(entries, (config.sequences, config.length), generator=generator).to(device)
-
-    def loss(self) -> Tensor:
-        """As in training."""
-        return self.objective(self.ids)
-
-    def step(self) -> None:
-        """Forward, backward, clipping, update, lift."""
-        self.optimizers[0].zero_grad(set_to_none=True)
-        self.loss().backward()
-        nn.utils.clip_grad_norm_([p for group in self.optimizers[0].param_groups for p in group["params"]], 1.0)
-        self.optimizers[0].step()
-        self.method.after_step(self.optimizers[0], 1.0)
+def stepper(config: Config, law: str, method: str, device: torch.device, **fields: Any) -> Stepper:
+    """What is measured, of ``settings``."""
+    return Stepper(settings(config, law, method, **fields), device)
 
 
 # groups
@@ -176,14 +153,14 @@ def layer(config: Config, device: torch.device) -> list[dict[str, Any]]:
 
 def step(config: Config, device: torch.device) -> list[dict[str, Any]]:
     """Whole steps; ``ratio_with_redraws`` adds 1/K of a redraw and of the full gradient before it."""
-    benches = {law: Bench(config, law, "lowrank", device) for law in config.law}
+    benches = {law: stepper(config, law, "lowrank", device) for law in config.law}
     for law in config.law:
         if LAWS[law].fitted:
-            benches[f"{law} online"] = Bench(config, law, "lowrank", device, online=0.5, basis_every=NEVER)
-    benches["lora"] = Bench(config, "gaussian", "lora", device)
+            benches[f"{law} online"] = stepper(config, law, "lowrank", device, online=0.5, basis_every=NEVER)
+    benches["lora"] = stepper(config, "gaussian", "lora", device)
     for bench in benches.values():
         bench.step()  # a fitted law sees its first full gradient here and draws from it
-    peer = Bench(config, "gaussian", "adamw", device)
+    peer = stepper(config, "gaussian", "adamw", device)
     rows = pairs(peer.step, {name: bench.step for name, bench in benches.items()}, device, config.repeats)
     for row in rows:
         row["tokens_per_second"] = config.sequences * config.length / row["seconds"]
@@ -200,7 +177,7 @@ def memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
     """Bytes saved for the backward pass by the linear layers of the blocks."""
     rows: list[dict[str, Any]] = []
     for name, method in [("peer", "adamw"), *((law, "lowrank") for law in config.law), ("lora", "lora")]:
-        bench = Bench(config, name if method == "lowrank" else "gaussian", method, device)
+        bench = stepper(config, name if method == "lowrank" else "gaussian", method, device)
         bench.step()
         names = [name for name, _ in bench.objective.model.model.named_modules() if name.endswith("_proj")]
         shared, separate = cost.saved_bytes(bench.objective.model.model, names, bench.loss)
@@ -218,7 +195,7 @@ def refresh(config: Config, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for law in config.law:
         for online in (0.0, 0.5) if LAWS[law].fitted else (0.0,):
-            bench = Bench(config, law, "lowrank", device, online=online, basis_every=NEVER if online else 1)
+            bench = stepper(config, law, "lowrank", device, online=online, basis_every=NEVER if online else 1)
             for _ in range(2):
                 bench.step()
             handle = bench.method.handle
@@ -233,13 +210,13 @@ def live(config: Config, device: torch.device) -> list[dict[str, Any]]:
     """Steps in which every layer shows X and Δ and is measured, beside plain ones; ``share`` is what one in LIVE_EVERY adds to a run."""
     rows = []
     for law in config.law:
-        bench = Bench(config, law, "lowrank", device)
+        bench = stepper(config, law, "lowrank", device)
         for _ in range(2):
             bench.step()
         assert bench.method.handle is not None
         watch = Live(bench.method.handle, config.sequences, 1)
 
-        def measured(bench: Bench = bench, watch: Live = watch) -> None:
+        def measured(bench: Stepper = bench, watch: Live = watch) -> None:
             watch.arm()
             bench.step()
             watch.rows()
@@ -255,7 +232,7 @@ def update(config: Config, device: torch.device) -> list[dict[str, Any]]:
     return updating.rows(settings(config, "gaussian", "adamw"), device, config.repeats)
 
 
-def _redraw(bench: Bench, device: torch.device) -> dict[str, float]:
+def _redraw(bench: Stepper, device: torch.device) -> dict[str, float]:
     """Seconds of the full gradient where one is due, beyond a plain backward pass, and of the redraw itself; medians of 5."""
     handle = bench.method.handle
     assert handle is not None

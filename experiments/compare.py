@@ -28,7 +28,7 @@ import pandas as pd
 from estimators import LAWS
 from estimators.transport import Policy
 from experiments import pretrain, runs
-from experiments.comparison import grid, outcomes, search
+from experiments.comparison import costs, grid, outcomes, search
 from experiments.comparison.outcomes import Contender
 from experiments.pages import figures, figures_training
 from experiments.training.config import Optimizer, Precision
@@ -58,6 +58,8 @@ class Config:
     """K: steps between two draws of V."""
     merge_every: int = 100
     """ReLoRA: steps between two merges."""
+    layers: int | float | None = None
+    """Layers that lisa, owlore and badam train at a time, a number or a share; each one's own default if none."""
     state: Policy = "row_scale"
     """Optimizer state when V changes."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -94,6 +96,8 @@ class Config:
     """adamw, sgd, muon, adamw8bit, for everyone."""
     weight_decay: float = 0.0
     """Decoupled, for everyone."""
+    cost_steps: int = 0
+    """Steps of each contender that are timed at the end, one after the other in turn, with the peak of one; at least every K, or 0 for none."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     workers: int = 2
@@ -124,6 +128,8 @@ class Config:
             raise ValueError(f"trials must be at least 3, got {self.trials}")
         if min(self.workers, self.tune_steps, self.steps, self.eval_tokens) < 1:
             raise ValueError("workers, tune_steps, steps and eval_tokens must be at least 1")
+        if self.cost_steps and self.cost_steps < max(one.refresh_every or 1 for one in contenders(self)):
+            raise ValueError(f"cost_steps={self.cost_steps} must be at least every K, or 0")
         if "r/n" in self.c and any(rank >= 1 for rank in self.rank):
             raise ValueError("c=r/n needs ranks that are fractions of n")
         for contender in contenders(self):
@@ -176,6 +182,8 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         quiet=True,
         runs_dir=config.runs_dir / "cells",
     )
+    if "layers" in METHODS[contender.method].needs:
+        base = replace(base, layers=config.layers)
     if config.search == "climb":
         return [replace(base, lr=lr) for lr in search.first(contender.method)]
     needs = METHODS[contender.method].needs
@@ -196,7 +204,7 @@ def _large(model: str) -> Config:
     """A comparison for a GPU: one run at a time, at the batch of the preset's literature cut to what 300 steps can use."""
     return Config(
         model=model, name=f"{model}-optimizers", law=("haar_stiefel", "spectral"), baselines=("adamw", *OPTIMIZERS), search="climb", other_lr=1e-3,
-        refresh_every=(50,), sequences=64, length=256, steps=300, tune_steps=60, precision="bf16", workers=1,
+        refresh_every=(50,), layers=0.25, cost_steps=100, sequences=64, length=256, steps=300, tune_steps=60, precision="bf16", workers=1,
     )  # fmt: skip
 
 
@@ -214,6 +222,8 @@ PRESETS = {
         baselines=("adamw", *OPTIMIZERS),
         search="climb",
         other_lr=3e-3,
+        layers=0.25,
+        cost_steps=40,
         steps=200,
         tune_steps=60,
     ),
@@ -224,6 +234,8 @@ PRESETS = {
         baselines=("adamw", *LEADING),
         search="climb",
         other_lr=3e-3,
+        layers=0.25,
+        cost_steps=40,
         sequences=8,
         steps=100,
         tune_steps=40,
@@ -238,7 +250,7 @@ PRESETS["smoke"] = replace(PRESETS["smoke"], sequences=2, length=16)
 
 
 def main(config: Config) -> runs.Run:
-    """Tune, compare, and return the run directory with rows ``trial``, ``final``, ``paired`` and ``curve``."""
+    """Tune, compare, and return the run directory with rows ``trial``, ``final``, ``paired``, ``curve`` and ``cost``."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise runs.WrongInput("compare starts its own processes; run it without torchrun")
     run = runs.start("compare", config.name or config.model, config)
@@ -257,7 +269,14 @@ def main(config: Config) -> runs.Run:
     grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet)
     finals = [outcomes.final(one, cell) for one, some in compared.items() for cell in some]
     points = outcomes.curves(compared)
-    run.log(*(row for mine in rows.values() for row in mine), *finals, *outcomes.paired(finals, outcomes.references(list(tuning))), *points)
+    spent = costs.measured(chosen, runs.device(config.device), config.cost_steps, config.quiet) if config.cost_steps else []
+    run.log(
+        *(row for mine in rows.values() for row in mine),
+        *finals,
+        *outcomes.paired(finals, outcomes.references(list(tuning))),
+        *points,
+        *spent,
+    )
     (run.path / "curves.svg").write_text(figures.svg(figures_training.curves(pd.DataFrame(points))), encoding="utf-8")
     run.finish()
     return run

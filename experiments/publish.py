@@ -17,7 +17,7 @@ KEPT = {  # question → kinds of rows worth committing
     "validate": ("law", "ipa", "lr", "layer", "gradient", "model", "order"),
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
-    "compare": ("trial", "final", "paired", "curve"),
+    "compare": ("trial", "final", "paired", "curve", "cost"),
     "bench": ("machine", "layer", "step", "memory", "refresh", "live", "optimizers"),
     "optimizers": ("state", "path", "update"),
     "memory": ("memory", "communication", "measured"),

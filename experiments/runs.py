@@ -45,6 +45,7 @@ LATER = {
     "layers": None,
     "search": "grid",
     "trials": 5,
+    "cost_steps": 0,
 }  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

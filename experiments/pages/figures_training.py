@@ -86,3 +86,23 @@ def frames(merged: dict[str, dict[str, Any]]) -> Figure:
     figure.tight_layout()
     legend(figure, axes[0])
     return figure
+
+
+def pareto(rows: list[dict[str, Any]], fronts: dict[str, list[dict[str, Any]]], axes: dict[str, str]) -> Figure:
+    """Held-out loss against each of several costs, with the front of each as a line; ``axes``: column of ``rows`` → its name."""
+    style()
+    figure, panels = plt.subplots(1, len(axes), figsize=(4.4 * len(axes), 4.4), sharey=True, squeeze=False)
+    for ax, (cost, name) in zip(panels.flat, axes.items(), strict=True):
+        best = fronts[cost]
+        ax.step([row[cost] for row in best], [row["loss"] for row in best], where="post", color="#7F7F7F", linewidth=1.0, zorder=0)
+        for row in rows:
+            label = row["contender"]
+            look: Any = {"fmt": marker(label), "color": colour(label), "markersize": 5.5, "capsize": 2, "label": label}
+            ax.errorbar(row[cost], row["loss"], row["error"], **look)
+        for row in best:
+            ax.annotate(row["contender"], (row[cost], row["loss"]), xytext=(4, -9), textcoords="offset points", fontsize=7)
+        ax.set(xlabel=name, xscale="log")
+    panels[0, 0].set(ylabel="held-out loss (nats/token)")
+    figure.tight_layout()
+    legend(figure, panels[0, 0], columns=1 if len(rows) <= 20 else 2)
+    return figure

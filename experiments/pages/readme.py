@@ -15,7 +15,7 @@ import pandas as pd
 from estimators import LAWS
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import optimizers
+from experiments.pages import comparisons, optimizers
 from experiments.pages.markers import updated
 from experiments.publish import RESULTS
 
@@ -52,34 +52,6 @@ def law_table(results: Path = RESULTS) -> str:
         lines.append(
             f"| `{name}` | {'yes' if law.unbiased else 'no'} | {FORMULAS[name]} | `{law.stem}.py` | "
             f"{exact:.2f} | {measured:.2f} ± {error:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def training_table(results: Path = RESULTS) -> str:
-    """Held-out loss of the committed comparison on tiny: mean ± standard error over seeds, and the paired difference to full AdamW."""
-    final = pd.read_csv(results / "compare" / "tiny-final.csv")
-    paired = pd.read_csv(results / "compare" / "tiny-paired.csv")
-    against = paired[paired.reference == "adamw"].set_index("label")
-    config = json.loads((results / "compare" / "tiny.json").read_text(encoding="utf-8"))["config"]
-    lines = [
-        f"Held-out loss (nats/token) of a LLaMA of {int(final.parameters[0]):,} weights after {config['steps']} steps of {config['sequences']} × "
-        f"{config['length']} tokens of the default corpus, r/n = {config['rank'][0]:g}, K = {config['refresh_every'][0]}: mean ± standard error over "
-        f"{len(config['seed'])} seeds. Learning rate and c (LoRA: its scale) were chosen for each row by equally many runs of {config['tune_steps']} "
-        f"steps. The methods differ in {100 * final.touched_share.max():.0f} % of the weights; embeddings, head and norms train in full everywhere. "
-        "These are not C4 perplexities.",
-        "",
-        "| method | held-out loss | minus full AdamW | trained numbers | optimizer state | learning rate | c or scale |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for label, group in final.groupby("label", sort=False):
-        error = group.loss.std(ddof=1) / len(group) ** 0.5
-        row = group.iloc[0]
-        knob = row.c if pd.notna(row.c) else row.lora_scale
-        difference = "" if label == "adamw" else f"{against.difference[label]:+.3f} ± {against.standard_error[label]:.3f}"
-        lines.append(
-            f"| `{label}` | {group.loss.mean():.3f} ± {error:.3f} | {difference} | {int(row.trained_parameters):,} | "
-            f"{row.state_bytes / 2**20:.1f} MiB | {row.lr:g} | {'' if pd.isna(knob) else f'{knob:g}'} |"
         )
     return "\n".join(lines)
 
@@ -127,25 +99,6 @@ def updates_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def comparison_table(name: str, results: Path = RESULTS) -> str:
-    """Every contender of one comparison: chosen learning rate and knob, loss, and paired differences with Student's 95 % interval."""
-    if not (results / "compare" / f"{name}.json").exists():
-        return "not yet run"
-    final, paired, trial = (pd.read_csv(results / "compare" / f"{name}-{kind}.csv") for kind in ("final", "paired", "trial"))
-    lines = ["| contender | lr | c or scale | held-out loss | paired with: difference [95 % interval] |", "|---|---|---|---|---|"]
-    edges = set(trial[trial.chosen & trial.at_edge].label)
-    for label, group in final.groupby("label", sort=False):
-        row, pairs = group.iloc[0], paired[paired.label == label]
-        knob = row.c if pd.notna(row.c) else row.lora_scale
-        error = group.loss.std(ddof=1) / len(group) ** 0.5
-        told = "; ".join("{reference}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**pair) for _, pair in pairs.iterrows())
-        lines.append(
-            f"| {label} | {row.lr:g}{' (edge)' if label in edges else ''} | {'' if pd.isna(knob) else f'{knob:g}'} | "
-            f"{group.loss.mean():.3f} ± {error:.3f} | {told} |"
-        )
-    return "\n".join(lines)
-
-
 def memory_table(results: Path = RESULTS) -> str:
     """Predicted over measured peak of a training step: the range over all settings of a model and number of devices."""
     files = sorted((results / "memory").glob("*-measured.csv"))
@@ -162,17 +115,20 @@ def memory_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+COSTED = ("optimizers", "9m-optimizers", "60m-optimizers", "130m-optimizers")
 COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     README: {
         "laws": law_table,
-        "training": training_table,
+        "training": comparisons.trained,
         "optimizers": optimizers.markdown,
+        "compared": partial(comparisons.costs, COSTED[0]),
         "updates": updates_table,
         "bench": bench_table,
         "memory": memory_table,
     },
-    RESULTS / "README.md": {f"compare {name}": partial(comparison_table, name) for name in COMPARISONS},
+    RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
+    | {f"costs {name}": partial(comparisons.costs, name) for name in COSTED},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

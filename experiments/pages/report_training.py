@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments import runs
-from experiments.pages import figures_training
+from experiments.pages import comparisons, figures_training
 from experiments.pages.page import details_block, figure, records, table, verdict
 
 
@@ -51,29 +51,48 @@ def pretrain(run: runs.Run, rows: list[dict[str, Any]]) -> str:
 def compare(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     """The comparison: final losses, paired differences, curves, and what was tuned."""
     kinds = _kinds(rows)
-    final, trial = kinds["final"], kinds["trial"]
-    losses = []
-    for label, group in final.groupby("label", sort=False):
-        n = len(group)
-        losses.append(
+    trial = kinds["trial"]
+    found = comparisons.merged(kinds)
+    costed = "cost" in kinds
+    losses = [
+        {
+            "contender": row["contender"],
+            "held-out loss": row["loss"],
+            "± SE": row["error"],
+            "minus AdamW": row["difference"],
+            "95 % interval": "" if math.isnan(row["low"]) else f"{row['low']:+.3f} … {row['high']:+.3f}",
+            "seeds": row["seeds"],
+            "learning rate": row["lr"],
+            "c or scale": row["knob"],
+            "at the edge of the grid": "yes" if row["at edge"] else "no",
+            "state MiB": row["state MiB"],
+        }
+        | (
             {
-                "contender": label,
-                "held-out loss": float(group.loss.mean()),
-                "± SE": float(group.loss.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
-                "seeds": n,
-                "learning rate": float(group.lr.iloc[0]),
-                "c or scale": group.c.iloc[0] if not pd.isna(group.c.iloc[0]) else group.lora_scale.iloc[0],
-                "at the edge of the grid": _edge(trial, str(label)),
-                "tokens/s": float(group.tokens_per_second.median()) if "tokens_per_second" in group else float("nan"),
-                "state MiB": float(group.state_bytes.median() / 2**20) if "state_bytes" in group else float("nan"),
-                "touched": f"{100 * group.touched_share.iloc[0]:.1f} %" if "touched_share" in group else "",
+                "peak MiB": row["peak MiB"],
+                "step s": row["step"],
+                "update s": row["update"],
+                "refresh s": row["refresh"],
+                "amortised s": row["seconds"],
+                "/ AdamW": row["over adamw"],
             }
+            if costed
+            else {}
         )
+        | {"touched": "" if math.isnan(row["touched"]) else f"{100 * row['touched']:.1f} %"}
+        for row in found
+    ]
     text = (
         f"<p>{run.config['model']}, {run.config['steps']} steps of {run.config['sequences']} × {run.config['length']} tokens. Learning rate and "
         f"c (or LoRA's scale) were chosen for each contender on {run.config['tune_steps']} steps with a seed of their own, with equally many "
         "trials. Losses on this corpus are not C4 perplexities.</p>" + table(losses)
     )
+    if costed:
+        text += figure(
+            lambda: figures_training.pareto(found, {cost: comparisons.front(found, cost) for cost in comparisons.AXES}, comparisons.AXES),
+            "Lower left is better; the line joins those that no other beats in loss at an equal or smaller cost, and these are named. Bars: ±1 "
+            "standard error over seeds. Times are of steps made in turn, one contender after the other; peaks are the allocator's.",
+        )
     if "curve" in kinds:
         text += figure(lambda: figures_training.curves(kinds["curve"]), "Bars: ±1 standard error over seeds.")
     if "paired" in kinds:
@@ -122,7 +141,3 @@ def memory(rows: list[dict[str, Any]]) -> str:
 
 def _kinds(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     return {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in dict.fromkeys(row["kind"] for row in rows)}
-
-
-def _edge(trial: pd.DataFrame, label: str) -> str:
-    return "yes" if bool(trial[(trial.label == label) & trial.chosen].at_edge.any()) else "no"

@@ -55,7 +55,23 @@ def found(run: Run) -> list[Any]:
                 (f"{row['label']} − {row['reference']}", f"{row['difference']:+.4f} ± {row['standard_error']:.4f}", str(row["seeds"]))
                 for row in paired
             ]
-            return [_plain("held-out loss (nats/token)", ("contender", "loss", "seeds"), [*losses, *differences])]
+            spent = [
+                (
+                    row["label"],
+                    f"{row['state_bytes'] / 2**20:.2f}",
+                    f"{row['peak_bytes'] / 2**20:.1f}",
+                    f"{row['step']:.3f}",
+                    "" if row["refresh"] is None else f"{row['refresh']:.3f}",
+                    "" if row["over_adamw"] is None else f"{row['over_adamw']:.2f}×",
+                )
+                for row in rows
+                if row["kind"] == "cost"
+            ]
+            head = ("contender", "state MiB", "peak MiB", "step s", "refresh s", "amortised / AdamW")
+            return [
+                _plain("held-out loss (nats/token)", ("contender", "loss", "seeds"), [*losses, *differences]),
+                *([_plain("costs", head, spent)] if spent else []),
+            ]
         case "bench":
             shown = [row for row in rows if "ratio" in row]
             lines = [
@@ -129,7 +145,7 @@ def binary(size: float) -> str:
 def _plain(title: str, columns: tuple[str, ...], lines: Sequence[tuple[Any, ...]]) -> Table:
     table = Table(title=title)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for line in lines:
         table.add_row(*map(str, line))
     return table

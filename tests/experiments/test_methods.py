@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from estimators import LowRankLinear, keyed
 from experiments import pretrain, runs
 from experiments.training import models
-from experiments.training.methods import METHODS, Lora, LowRank, Method, ReLora
+from experiments.training.methods import METHODS, Lora, LowRank, Method, Projected, ReLora
 from experiments.training.methods.lora import REWARM
 from experiments.training.trainer import Trainer
+from optimizers import Int8Linear
 from tests.experiments.test_pretrain import few
 
 IDS = torch.randint(0, 2560, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -36,6 +37,8 @@ def base_of(layer: Any) -> Tensor:
 
 
 def advance(model: nn.Module, method: Method, steps: int, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
+    if optimizer is None and isinstance(method, Projected):
+        optimizer = method.updates(pretrain.Config(method=next(name for name, kind in METHODS.items() if type(method) is kind), lr=1e-3))
     optimizer = optimizer or torch.optim.AdamW([*method.matrices(), *method.others()], lr=1e-3, weight_decay=0.0)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -65,7 +68,8 @@ def test_matrices_and_others_are_all_that_is_trained(name: str) -> None:
 def test_all_begin_and_end_as_the_same_function(name: str) -> None:
     start = logits(models.build("tiny", 0))
     model, method = made(name, refresh_every=3, lift_every=3)
-    torch.testing.assert_close(logits(model), start, rtol=0, atol=1e-5)
+    codes = any(isinstance(layer, Int8Linear) for layer in model.modules())
+    torch.testing.assert_close(logits(model), start, rtol=0, atol=2e-2 if codes else 1e-5)  # 8-bit codes of weights
     advance(model, method, 5)
     trained = logits(model)
     assert float((trained - start).abs().max()) > 1e-2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from estimators import LAWS
-from experiments.pages import figures_scale, markers, readme
+from experiments.pages import comparisons, figures_scale, markers, readme
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
@@ -28,7 +28,7 @@ def test_the_figure_is_of_the_committed_comparisons() -> None:
 
 
 def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:
-    assert readme.comparison_table("tiny", tmp_path) == "not yet run"
+    assert comparisons.differences("tiny", tmp_path) == "not yet run"
 
 
 def test_every_law_and_file_is_there() -> None:

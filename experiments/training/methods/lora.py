@@ -79,6 +79,10 @@ class ReLora(Lora):
             for name, layer in self.adapters().items():
                 self._restart(name, layer, optimizer)
 
+    def subspaces(self, optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
+        del optimizer
+        return (self.steps // self.settings.refresh_every,)
+
     @torch.no_grad()
     def _restart(self, name: str, layer: LoraLayer, optimizer: torch.optim.Optimizer) -> None:
         layer.merge()

@@ -28,6 +28,10 @@ class LowRank(Method):
         super().after_step(optimizer, decay)
         self.conversion.step(optimizer, decay=decay)
 
+    def subspaces(self, optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
+        del optimizer
+        return (self.conversion.draws,)
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"handle": self.conversion.state_dict()}
 

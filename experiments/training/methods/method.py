@@ -84,6 +84,11 @@ class Method(abc.ABC):
         """The inverse."""
         self.steps = state["steps"]
 
+    def subspaces(self, optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
+        """How many subspaces there were so far, of each matrix or of all at once; none where a matrix has no turn. ``optimizer``: of ``matrices``."""
+        del optimizer
+        return ()
+
     def finalize(self) -> nn.Module:
         """The plain model again; training is over."""
         return self.model

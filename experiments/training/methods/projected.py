@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from torch import nn
 
 from estimators import processes, selection
@@ -46,7 +47,13 @@ class Projected(Full):
     def matrices(self) -> list[nn.Parameter]:
         return [cast(nn.Parameter, layer.weight) for layer in self.layers]
 
+    def subspaces(self, optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
+        states = [optimizer.state.get(p) for p in self.matrices()]
+        return tuple(1 + state["draws"] if state else 0 for state in states)
+
     def finalize(self) -> nn.Module:
+        for p in self.matrices():
+            p.requires_grad_(True)  # also of layers that had no turn in the end
         return float_weights(self.model)
 
     def updates(self, config: Config) -> Subspace:
