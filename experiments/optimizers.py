@@ -120,7 +120,7 @@ class Config:
 PRESETS = {
     "synthetic": Config(),
     "tiny": Config(model="tiny", draws=256),
-    "smollm2": Config(model="smollm2", sequences=2, batches=32, draws=32, period=5),
+    "smollm2": Config(model="smollm2", sequences=2, batches=32, draws=64, period=5),
 }
 
 
