@@ -1,12 +1,15 @@
-"""How long an optimizer in a frame takes for its update, alone: beside its two matrix products, beside published packages, and its refresh.
+"""How long an optimizer in a frame takes for its update, alone: beside its two matrix products and beside published packages, with its refresh.
 
-Gradients are those of the preset's own model on text, a few AdamW steps apart, so that the randomized refresh meets what it meets in
-training: directions that were right some steps ago. ``step`` is between refreshes; packages that are not installed have no rows.
+Gradients are those of the preset's own model on text, a few AdamW steps apart, so that the randomized refresh meets what it meets in training:
+directions that were right some steps ago. A step is between refreshes; a refresh is what one adds to it, and amortised is a step and its share of
+the refresh over the method's own default period. Packages that are not installed have no rows.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,31 +26,90 @@ from optimizers import OPTIMIZERS, GaLore
 PRODUCTS_LIMIT, REFRESH_LIMIT, PACKAGE_LIMIT, ENERGY = 1.25, 0.1, 1.0, 0.99
 NEVER = 10**9
 BEFORE, BETWEEN = 10, 10  # AdamW steps before the first gradient that is kept, and from it to the second
+REFRESHES = 3  # of each of the two gradients, timed
+
+Made = Callable[[int], torch.optim.Optimizer]  # from the steps between two refreshes
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What is updated, with gradients of two moments; ``rank``: of all."""
+
+    parameters: list[nn.Parameter]
+    first: list[Tensor]
+    second: list[Tensor]
+    rank: int
+    device: torch.device
+
+    def refresh(self, make: Made) -> float:
+        """Seconds that a refresh adds to a step, from the first gradient's directions to the second's."""
+        each, never = make(1), make(NEVER)
+        times: list[list[float]] = [[], [], []]
+        for _ in range(REFRESHES):
+            for i, (some, optimizer) in enumerate(((self.first, each), (self.second, each), (self.second, never))):
+                _given(self.parameters, some)
+                times[i].append(timed(optimizer.step, self.device))
+        return max(0.0, float(np.median(times[1]) - np.median(times[2][1:])))  # the first step of ``never`` is a refresh
 
 
 def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """One row a comparison: its name, seconds, ratio and what it should not exceed."""
     first, second = gradients(config, device)
     parameters = [nn.Parameter(torch.zeros_like(G)) for G in first]
-    rank = rank_of(min(min(G.shape) for G in first), config.rank)
-    for p, G in zip(parameters, second, strict=True):
-        p.grad = G
-    found = []
-    for name, kind in OPTIMIZERS.items():
-        optimizer = kind(parameters, 1e-3, **kind.takes(rank=config.rank if name == "frugal" else rank, every=NEVER, freeze=False))
-        row: dict[str, Any] = pairs(lambda: _products(parameters, rank), {name: optimizer.step}, device, repeats)[1]
-        row["over"] = "two products"
-        found.append(row | ({"target": PRODUCTS_LIMIT, "holds": row["ratio"] <= PRODUCTS_LIMIT} if name == "galore" else {}))
-    for name, (package, made, ours) in PACKAGES.items():
-        try:
-            peer = made(parameters, rank, NEVER)
-        except ImportError:
-            continue
-        mine = OPTIMIZERS[name](parameters, 1e-3, **OPTIMIZERS[name].takes(rank=rank, every=NEVER), **ours)
-        lent = [G.clone() for G in second]  # some packages write on the gradients
-        row = pairs(lambda: _stepped(peer, parameters, lent), {name: lambda: _stepped(mine, parameters, second)}, device, repeats)[1]
-        found.append(row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT})
-    return [*found, *_refreshes(parameters, first, second, rank, device, repeats)]
+    matrices = Matrices(parameters, first, second, rank_of(min(min(G.shape) for G in first), config.rank), device)
+    alone = [_alone(name, matrices, config.rank, repeats) for name in OPTIMIZERS]
+    beside = [row for name in PACKAGES for row in _beside(name, matrices, repeats)]
+    return [*alone, *beside, *_refreshes(matrices)]
+
+
+def _made(name: str, matrices: Matrices, ratio: float) -> Made:
+    kind = OPTIMIZERS[name]
+    rank = ratio if name == "frugal" else matrices.rank  # of its matrices, those that have their turn
+    return lambda every: kind(matrices.parameters, 1e-3, **kind.takes(rank=rank, every=every, freeze=False))
+
+
+def _period(name: str) -> int | None:
+    """The steps between two refreshes that are the default of a method; None for one that has no refresh, or one at every step."""
+    every = inspect.signature(OPTIMIZERS[name].__init__).parameters.get("every")
+    return None if every is None or every.default in (None, 1) else int(every.default)
+
+
+def _alone(name: str, matrices: Matrices, ratio: float, repeats: int) -> dict[str, Any]:
+    period, make = _period(name), _made(name, matrices, ratio)
+    _given(matrices.parameters, matrices.second)
+    optimizer = make(NEVER if period else 1)
+    products = lambda: _products(matrices.parameters, matrices.rank)  # noqa: E731
+    row: dict[str, Any] = pairs(products, {name: optimizer.step}, matrices.device, repeats)[1] | {"over": "two products"}
+    refresh = matrices.refresh(make) if period else 0.0
+    row |= {"refresh": refresh if period else None, "period": period, "amortised": row["seconds"] + refresh / (period or 1)}
+    return row | ({"target": PRODUCTS_LIMIT, "holds": row["ratio"] <= PRODUCTS_LIMIT} if name == "galore" else {})
+
+
+def _beside(name: str, matrices: Matrices, repeats: int) -> list[dict[str, Any]]:
+    """A step over that of the package, and a step with its share of the refresh over the package's."""
+    package, made, ours = PACKAGES[name]
+    try:
+        peer = made(matrices.parameters, matrices.rank, NEVER)
+    except ImportError:
+        return []
+    kind, period = OPTIMIZERS[name], _period(name)
+    make: Made = lambda every: kind(matrices.parameters, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
+    mine = make(NEVER)
+    lent = [G.clone() for G in matrices.second]  # some packages write on the gradients
+    theirs, row = pairs(
+        lambda: _stepped(peer, matrices.parameters, lent),
+        {name: lambda: _stepped(mine, matrices.parameters, matrices.second)},
+        matrices.device,
+        repeats,
+    )
+    found = [row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT}]
+    if period:
+        refresh, other = matrices.refresh(make), matrices.refresh(lambda every: made(matrices.parameters, matrices.rank, every))
+        ratio = (row["seconds"] + refresh / period) / (theirs["seconds"] + other / period)
+        shared = {"name": f"{name} amortised", "seconds": row["seconds"] + refresh / period, "ratio": ratio, "repeats": REFRESHES}
+        shared |= {"refresh": refresh, "peer_refresh": other, "period": period}
+        found.append(shared | {"over": package, "target": PACKAGE_LIMIT, "holds": ratio <= PACKAGE_LIMIT})
+    return found
 
 
 def _stepped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], some: list[Tensor]) -> None:
@@ -55,37 +117,26 @@ def _stepped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], s
     optimizer.step()
 
 
-def _refreshes(
-    parameters: list[nn.Parameter], first: list[Tensor], second: list[Tensor], rank: int, device: torch.device, repeats: int
-) -> list[dict[str, Any]]:
-    """Time of a refresh beyond a step, from the first gradient's directions to the second's, and the least energy it holds of an exact one."""
-
-    def seconds(make: Callable[[int], torch.optim.Optimizer]) -> float:
-        each, never = make(1), make(NEVER)
-        times = []
-        for _ in range(max(3, repeats // 2)):
-            for some, optimizer in ((first, each), (second, each), (second, never)):
-                _given(parameters, some)
-                times.append(timed(optimizer.step, device))
-        return float(np.median(times[1::3]) - np.median(times[5::3]))  # the first step of ``never`` is a refresh
-
-    exact = {"exact": lambda every: GaLore(parameters, rank=rank, every=every)}
+def _refreshes(matrices: Matrices) -> list[dict[str, Any]]:
+    """The randomized refresh over that of the published package and over the exact one, and the least energy it holds of an exact one."""
+    parameters, rank = matrices.parameters, matrices.rank
+    others: dict[str, Made] = {"exact": lambda every: GaLore(parameters, rank=rank, every=every)}
     try:
         made = PACKAGES["galore"][1]
         made(parameters, rank, NEVER)
-        others: dict[str, Callable[[int], torch.optim.Optimizer]] = {"galore_torch": lambda every: made(parameters, rank, every), **exact}
+        others["galore_torch"] = lambda every: made(parameters, rank, every)
     except ImportError:
-        others = {**exact}
+        pass
     mine = GaLore(parameters, rank=rank, every=1, basis="randomized")
-    for some in (first, second):
+    for some in (matrices.first, matrices.second):
         _given(parameters, some)
         mine.step()
     energy = min(_energy(p.grad, mine.state[p]["V"]) for p in parameters if p.grad is not None)
-    own = seconds(lambda every: GaLore(parameters, rank=rank, every=every, basis="randomized"))
+    own = matrices.refresh(lambda every: GaLore(parameters, rank=rank, every=every, basis="randomized"))
     found = []
     for name, make in others.items():
-        theirs = seconds(make)
-        row = {"name": "galore refresh", "over": name, "seconds": own, "ratio": own / theirs, "energy": energy, "repeats": repeats}
+        theirs = matrices.refresh(make)
+        row = {"name": "galore refresh", "over": name, "seconds": own, "ratio": own / theirs, "energy": energy, "repeats": REFRESHES}
         judged = {"target": REFRESH_LIMIT, "holds": own / theirs <= REFRESH_LIMIT and energy >= ENERGY} if name == "galore_torch" else {}
         found.append(row | judged)
     return found
