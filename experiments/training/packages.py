@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -60,6 +61,15 @@ def _dct_adamw(ps: list[nn.Parameter], rank: int, every: int) -> torch.optim.Opt
     return package.DCTAdamW(ps, lr=1e-3, weight_decay=0.0, rank=rank, proj="dct", use_ef=True, update_proj_gap=every, rotate_subspace=True)
 
 
+def _badam(ps: list[nn.Parameter], rank: int, every: int) -> torch.optim.Optimizer:  # noqa: ARG001
+    """A matrix a block, the last one first. It warns of float32 weights, which ours are."""
+    named = [(f"layers.{i}.weight", p) for i, p in enumerate(ps)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        base = torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.0)
+        return import_module("badam").BlockOptimizer(base, named, switch_block_every=every, switch_mode="descending", verbose=0)
+
+
 CODE = {"variant": "reference-code"}
 PACKAGES: dict[str, tuple[str, Made, dict[str, Any]]] = {  # method → package, how it is made, our options for the same rule
     "galore": ("galore_torch", _grouped("galore_torch", "GaLoreAdamW", scale=0.25), CODE | {"basis": "randomized"}),
@@ -73,5 +83,6 @@ PACKAGES: dict[str, tuple[str, Made, dict[str, Any]]] = {  # method → package,
     "flora": ("flora_opt", lambda ps, rank, every: import_module("flora_opt").Flora(ps, lr=1e-3, rank=rank, kappa=every, beta1=0.9), CODE),
     "q_galore": ("q_galore_torch", _q_galore, CODE),
     "dct_adamw": ("ista_daslab_optimizers", _dct_adamw, CODE),
+    "badam": ("badam", _badam, {}),
     "muon": ("torch", lambda ps, rank, every: torch.optim.Muon(ps, lr=1e-3, weight_decay=0.0), {}),  # noqa: ARG005
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,26 +88,28 @@ def _alone(name: str, matrices: Matrices, ratio: float, repeats: int) -> dict[st
 def _beside(name: str, matrices: Matrices, repeats: int) -> list[dict[str, Any]]:
     """A step over that of the package, and a step with its share of the refresh over the package's."""
     package, made, ours = PACKAGES[name]
+    mine, theirs = (replace(matrices, parameters=[nn.Parameter(p.detach().clone()) for p in matrices.parameters]) for _ in range(2))
+    other: Made = lambda every: made(theirs.parameters, matrices.rank, every)  # noqa: E731
     try:
-        peer = made(matrices.parameters, matrices.rank, NEVER)
+        peer = other(NEVER)
     except ImportError:
         return []
     kind, period = OPTIMIZERS[name], _period(name)
-    make: Made = lambda every: kind(matrices.parameters, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
-    mine = make(NEVER)
+    make: Made = lambda every: kind(mine.parameters, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
+    optimizer = make(NEVER)
     lent = [G.clone() for G in matrices.second]  # some packages write on the gradients
-    theirs, row = pairs(
-        lambda: _stepped(peer, matrices.parameters, lent),
-        {name: lambda: _stepped(mine, matrices.parameters, matrices.second)},
+    base, row = pairs(
+        lambda: _stepped(peer, theirs.parameters, lent),
+        {name: lambda: _stepped(optimizer, mine.parameters, matrices.second)},
         matrices.device,
         repeats,
     )
     found = [row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT}]
     if period:
-        refresh, other = matrices.refresh(make), matrices.refresh(lambda every: made(matrices.parameters, matrices.rank, every))
-        ratio = (row["seconds"] + refresh / period) / (theirs["seconds"] + other / period)
+        refresh, peers = mine.refresh(make), theirs.refresh(other)
+        ratio = (row["seconds"] + refresh / period) / (base["seconds"] + peers / period)
         shared = {"name": f"{name} amortised", "seconds": row["seconds"] + refresh / period, "ratio": ratio, "repeats": REFRESHES}
-        shared |= {"refresh": refresh, "peer_refresh": other, "period": period}
+        shared |= {"refresh": refresh, "peer_refresh": peers, "period": period}
         found.append(shared | {"over": package, "target": PACKAGE_LIMIT, "holds": ratio <= PACKAGE_LIMIT})
     return found
 
