@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +14,8 @@ import torch
 
 from experiments import pretrain, runs
 from experiments.training import feed
+
+ORPHAN_SECONDS = 0.5  # until a worker sees that its parent is gone
 
 
 def train(cells: Sequence[pretrain.Config], workers: int, description: str, quiet: bool) -> None:
@@ -27,7 +31,7 @@ def train(cells: Sequence[pretrain.Config], workers: int, description: str, quie
     context = multiprocessing.get_context("spawn")
     with (
         runs.progress(len(open_cells), description, quiet) as bar,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(threads, os.getpid())) as pool,
     ):
         futures = [pool.submit(_cell, cell) for cell in open_cells]
         try:
@@ -40,6 +44,18 @@ def train(cells: Sequence[pretrain.Config], workers: int, description: str, quie
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise runs.Stopped("interrupted; the same command continues with the runs that are not done", code=130) from None
+
+
+def _begin(threads: int, parent: int) -> None:
+    """In a worker: its share of the cores, and an end with its parent, even one that was killed; another could begin the same run meanwhile."""
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _cell(cell: pretrain.Config) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -262,13 +265,44 @@ def test_two_processes_train_what_is_open(text: Path, tmp_path: Path) -> None:
     assert [row["loss"] for row in again.rows()[:3]] == pytest.approx([row["loss"] for row in rows[:3]], abs=1e-5)
 
 
+def _gone(*_: object) -> None:
+    os._exit(1)
+
+
 def test_a_killed_worker_stops_the_grid_with_advice(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker is gone as soon as it would take its first cell, as when memory runs out."""
     cells = [few(text, tmp_path, steps=2, seed=seed) for seed in (0, 1)]
-    monkeypatch.setattr(torch, "set_num_threads", os._exit)  # what a worker does first
+    monkeypatch.setattr(grid, "_begin", _gone)
     with pytest.raises(runs.Stopped, match="a training process was killed, perhaps for memory; with fewer --workers the same") as stop:
         grid.train(cells, 1, "cells", True)
     assert stop.value.code == 1 and not any(pretrain.opened(cell).done for cell in cells)
+
+
+def test_workers_end_with_a_parent_that_was_killed(text: Path, tmp_path: Path) -> None:
+    """Else the same command, given again, would train the same runs beside them."""
+    code = f"""
+from tests.experiments.test_pretrain import few
+from experiments.comparison import grid
+from pathlib import Path
+if __name__ == "__main__":
+    grid.train([few(Path({str(text)!r}), Path({str(tmp_path)!r}), steps=100_000, seed=seed) for seed in (0, 1)], 2, "cells", True)
+"""
+    (tmp_path / "begin.py").write_text(code, encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "begin.py")], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    deadline = time.monotonic() + 120
+    while sum(path.stat().st_size > 0 for path in tmp_path.glob("*/metrics.jsonl")) < 2:
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text(encoding="ascii").split()]
+    assert len(children) >= 2
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    written = [path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")]
+    time.sleep(1)
+    assert written == [path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")]
 
 
 def test_an_interrupted_cell_interrupts_the_grid(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
