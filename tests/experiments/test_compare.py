@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from experiments import cli, compare, pretrain, runs
@@ -288,7 +287,7 @@ if __name__ == "__main__":
     grid.train([few(Path({str(text)!r}), Path({str(tmp_path)!r}), steps=100_000, seed=seed) for seed in (0, 1)], 2, "cells", True)
 """
     (tmp_path / "begin.py").write_text(code, encoding="utf-8")
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "begin.py")], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "begin.py")], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     deadline = time.monotonic() + 120
     while sum(path.stat().st_size > 0 for path in tmp_path.glob("*/metrics.jsonl")) < 2:
         assert parent.poll() is None and time.monotonic() < deadline
