@@ -13,6 +13,7 @@ from experiments.pages.page import records
 from experiments.publish import RESULTS
 
 FULL = "adamw"  # whom costs and losses are compared with
+COSTED = ("optimizers", "9m-optimizers", "60m-optimizers", "130m-optimizers")  # comparisons that say what contenders cost
 AXES = {  # of the Pareto figure: column of a merged row → what it is called
     "state MiB": "optimizer state (MiB)",
     "peak MiB": "peak of a step (MiB)",

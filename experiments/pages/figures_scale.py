@@ -1,7 +1,7 @@
-"""The figure of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines.
+"""The figures of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines; and against what it costs.
 
-``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg from the CSV files beside it; a test fails
-when they disagree. A panel whose comparison is not committed says "not yet run".
+``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg, and NAME-pareto.svg where costs are committed, from the
+CSV files beside them; a test fails when they disagree. A panel whose comparison is not committed says "not yet run".
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.pages import comparisons, figures_training
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS
 
@@ -33,6 +34,15 @@ def scale(results: Path = RESULTS) -> Figure:
     figure.tight_layout()
     figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def pareto(name: str, results: Path = RESULTS) -> Figure | None:
+    """Loss against costs of one comparison; None if its costs are not committed."""
+    kinds = comparisons.committed(name, results)
+    if "cost" not in kinds:
+        return None
+    found = comparisons.merged(kinds)
+    return figures_training.pareto(found, {cost: comparisons.front(found, cost) for cost in comparisons.AXES}, comparisons.AXES)
 
 
 def _finals(results: Path, name: str) -> pd.DataFrame | None:
@@ -83,4 +93,6 @@ def _adamw(ax: Axes, finals: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    (RESULTS / "compare" / FIGURE).write_text(svg(scale()) + "\n", encoding="utf-8")
+    drawn = {FIGURE: scale()} | {f"{name}-pareto.svg": figure for name in comparisons.COSTED if (figure := pareto(name)) is not None}
+    for name, figure in drawn.items():
+        (RESULTS / "compare" / name).write_text(svg(figure) + "\n", encoding="utf-8")

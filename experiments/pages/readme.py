@@ -129,20 +129,19 @@ def memory_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-COSTED = ("optimizers", "9m-optimizers", "60m-optimizers", "130m-optimizers")
 COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     README: {
         "laws": law_table,
         "training": comparisons.trained,
         "optimizers": optimizers.markdown,
-        "compared": partial(comparisons.costs, COSTED[0]),
+        "compared": partial(comparisons.costs, comparisons.COSTED[0]),
         "updates": updates_table,
         "bench": bench_table,
         "memory": memory_table,
     },
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
-    | {f"costs {name}": partial(comparisons.costs, name) for name in COSTED},
+    | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

@@ -27,6 +27,15 @@ def test_the_figure_is_of_the_committed_comparisons() -> None:
     assert drawn.count("not yet run") == figures_scale.svg(figure).count("not yet run") == 4 - len(committed)
 
 
+@pytest.mark.parametrize("name", comparisons.COSTED)
+def test_the_fronts_are_of_the_committed_costs(name: str) -> None:
+    figure, file = figures_scale.pareto(name), readme.RESULTS / "compare" / f"{name}-pareto.svg"
+    assert (figure is not None) == file.exists()
+    if figure is not None:
+        labels = {text.get_text() for ax in figure.axes for text in ax.texts}
+        assert labels and all(f">{label}<" in file.read_text(encoding="utf-8") for label in labels)
+
+
 def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:
     assert comparisons.differences("tiny", tmp_path) == "not yet run"
 
