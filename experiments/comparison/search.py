@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from optimizers import OPTIMIZERS
 
 FACTOR = 10**0.5  # between the first learning rates
-USUAL = 3e-3  # of AdamW and what stands on it, for short trainings of small models
+USUAL = 3e-3  # of AdamW, for short trainings of small models; defaults below it are of methods that step as long as AdamW, for large ones
 
 
 def start(method: str) -> float:
-    """The default learning rate of an optimizer of ``OPTIMIZERS``, and the usual one of anything else."""
-    return float(inspect.signature(OPTIMIZERS[method].__init__).parameters["lr"].default) if method in OPTIMIZERS else USUAL
+    """The default learning rate of an optimizer of ``OPTIMIZERS``, but the usual one where that is larger, and of anything else."""
+    if method not in OPTIMIZERS:
+        return USUAL
+    return max(USUAL, float(inspect.signature(OPTIMIZERS[method].__init__).parameters["lr"].default))
 
 
 def first(method: str) -> list[float]:

@@ -14,6 +14,7 @@ from optimizers import OPTIMIZERS
 
 def test_it_begins_around_the_default_of_a_method() -> None:
     assert search.first("galore") == [0.00316, 0.01, 0.0316] and search.first("adamw") == [0.000949, 0.003, 0.00949]
+    assert search.first("ldadam") == search.first("lisa") == search.first("adamw")  # whose defaults are for large models
     assert all(search.start(name) > 0 for name in OPTIMIZERS)
 
 
