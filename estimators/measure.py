@@ -75,6 +75,7 @@ class Measurement:
     group_means: Float[Tensor, "groups m n"] | None = (
         None  # of independent groups of draws: for ``jackknife`` of what else the mean decides
     )
+    group_mse: Float[Tensor, " groups"] | None = None  # E‖D − g‖² of each group
 
 
 class Population:
@@ -215,6 +216,7 @@ class _Collector:
             variance=variance,
             mean=mean,
             group_means=means,
+            group_mse=None if means is None else self.group_mse,
         )
 
 

@@ -35,7 +35,7 @@ def main(config: Config) -> list[runs.Run | Path]:
         "every law on synthetic matrices": lambda: validate.main(validate.Config(**{**small, **common})),
         "every law on the gradients of a small LLaMA": lambda: validate.main(validate.Config(**{**small, **common, "model": "tiny"})),
         "loss curves and stable steps": lambda: dynamics.main(dynamics.Config(**{**small_dynamics, **common})),
-        "optimizers in a frame": lambda: optimizers.main(optimizers.Config(draws=32 if config.smoke else 128, period=4, **common)),
+        "optimizers in a frame": lambda: optimizers.main(optimizers.Config(draws=64 if config.smoke else 128, period=4, **common)),
         "a short training": lambda: pretrain.main(training),
     }
     done: list[runs.Run] = []

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from estimators import Estimate, keyed
+from estimators import keyed
 from estimators.measure import jackknife
 from experiments import runs
 from experiments.validation import replicas
@@ -33,7 +33,8 @@ from optimizers import OPTIMIZERS, Subspace
 from theory import optimizer_state
 
 BY_SHARE = ("frugal", "lisa", "badam")  # a share of the matrices has its turn; the others' share is that of the directions
-MATRICES = 4  # of one shape, so that a quarter of them can have their turn
+MATRICES = replicas.TOGETHER  # of one shape, so that a quarter of them can have their turn
+DRAWS = 16 * replicas.TOGETHER  # groups of the jackknife, each of whole turns
 # what the mean of the path is of g, at r over the smaller dimension; APOLLO's path is the gradient itself
 CLAIMS: dict[str, Callable[[float], float]] = {
     "adamw": lambda _: 1.0,
@@ -113,8 +114,8 @@ class Config:
             raise ValueError(f"unknown model {self.model!r}, known are synthetic, tiny, smollm2")
         if min(self.batches, self.length) < 2 or self.sequences < 1 or self.steps < 0:
             raise ValueError("batches and length must be at least 2, sequences 1 and steps 0")
-        if self.draws < 32:
-            raise ValueError(f"draws must be at least 32, got {self.draws}")
+        if self.draws < 1 or self.draws % DRAWS:
+            raise ValueError(f"draws must be a multiple of {DRAWS}, got {self.draws}")
 
 
 PRESETS = {
@@ -125,7 +126,7 @@ PRESETS = {
 
 
 def main(config: Config) -> runs.Run:
-    """Rows ``state``, one a method, ``path`` and ``update``, one a method and matrix; returns the run."""
+    """Rows ``state``, one a method, ``path`` and ``update``, one a method and matrix, ``promise``, one a claim; returns the run."""
     run = runs.start("optimizers", f"{config.m}x{config.n}" if config.model == "synthetic" else config.model, config)
     if run.done:
         return run
@@ -133,13 +134,16 @@ def main(config: Config) -> runs.Run:
     with runs.progress(0, "optimizers", config.quiet) as bar:
         for name in config.method:
             run.log(_state(config, name))
+        paths: dict[str, list[dict[str, Any]]] = {name: [] for name in config.method}
         for source in _sources(config, run):
             plain = _measured(config, "adamw", source)
             for name in config.method:
                 bar.set_postfix_str(f"{source.name} {name}")
                 pair = plain if name == "adamw" else _measured(config, name, source)
-                run.log(_path(config, name, source, pair), _update(name, source, pair, plain))
+                paths[name].append(_path(config, name, source, pair))
+                run.log(paths[name][-1], _update(name, source, pair, plain))
                 bar.update()
+        run.log(*(_promise(rows) for name, rows in paths.items() if name in CLAIMS))
     run.finish()
     return run
 
@@ -184,41 +188,65 @@ def _state(config: Config, name: str) -> dict[str, Any]:
     }
 
 
+def _claim(config: Config, name: str, source: Source) -> float | None:
+    small = min(source.g.shape)
+    ratio = config.ratio if name in BY_SHARE else max(1, round(config.ratio * small)) / small
+    return CLAIMS[name](ratio) if name in CLAIMS else None
+
+
 def _path(config: Config, name: str, source: Source, pair: Pair) -> dict[str, Any]:
     measured = pair.path
     assert measured.bias is not None and measured.variance is not None
     signal = float(source.g.double().square().sum())
-    small = min(source.g.shape)
-    claim = CLAIMS[name](config.ratio if name in BY_SHARE else max(1, round(config.ratio * small)) / small) if name in CLAIMS else None
-    row = {"kind": "path", "method": name, "layer": source.name, "signal": signal}
-    row |= {"alignment": measured.alignment.value, "alignment_error": measured.alignment.standard_error}
+    row = {"kind": "path", "method": name, "layer": source.name, "signal": signal, "claim": _claim(config, name, source)}
+    assert measured.group_means is not None
+    along = (measured.group_means * source.g.double()).sum((-2, -1)).cpu() / signal
+    alignment = jackknife(lambda keep: float(along[keep].mean()), len(along))  # replicas of a group share their turns, groups nothing
+    row |= {"alignment": alignment.value, "alignment_error": alignment.standard_error}
     for key, found in (("bias2", measured.bias), ("variance", measured.variance), ("mse", measured.mse)):
         row |= {key: found.value / signal, f"{key}_error": found.standard_error / signal}
-    if claim is None:
-        return row
-    z = (measured.alignment.value - claim) / measured.alignment.standard_error
-    unbiased = claim != 1.0 or abs(measured.bias.value) < 5 * measured.bias.standard_error  # in every direction, not along g alone
-    return row | {"claim": claim, "z": z, "resolution": 8 * measured.alignment.standard_error, "holds": abs(z) < 5 and unbiased}
-
-
-def _update(name: str, source: Source, pair: Pair, plain: Pair) -> dict[str, Any]:
-    """Cosines, length and noise of the update, with jackknife errors over groups of draws, which every method has had the same gradients in."""
-    mine, theirs = pair.update, plain.update
-    assert mine.group_means is not None and theirs.group_means is not None and mine.variance is not None
-    g, spread = source.g.double(), max(0.0, mine.variance.value) ** 0.5
-    cosine = lambda a, b: float((a * b).sum() / (a.norm() * b.norm()))  # noqa: E731
-    of_means: dict[str, Callable[[Tensor, Tensor], float]] = {
-        "cosine_with_gradient": lambda mean, _: cosine(mean, g),
-        "cosine_with_adamw": cosine,
-        "length_over_adamw": lambda mean, other: float(mean.norm() / other.norm()),
-        "noise_over_mean": lambda mean, _: spread / float(mean.norm()),
-    }
-    row: dict[str, Any] = {"kind": "update", "method": name, "layer": source.name}
-    for key, statistic in of_means.items():
-        found = _of_means(statistic, mine.group_means, theirs.group_means)
-        row |= {key: found.value, f"{key}_error": found.standard_error}
     return row
 
 
-def _of_means(statistic: Callable[[Tensor, Tensor], float], mine: Tensor, theirs: Tensor) -> Estimate:
-    return jackknife(lambda keep: statistic(mine[keep].mean(0), theirs[keep].mean(0)), len(mine))
+def _promise(paths: list[dict[str, Any]]) -> dict[str, Any]:
+    """The claim of a method and its path, of all layers together, over Σ‖g‖². It holds if it is met, and if missing it altogether would be seen."""
+    total = sum(row["signal"] for row in paths)
+    mean = {key: sum(row["signal"] * row[key] for row in paths) / total for key in ("claim", "alignment", "bias2")}
+    error = {key: sum((row["signal"] * row[f"{key}_error"]) ** 2 for row in paths) ** 0.5 / total for key in ("alignment", "bias2")}
+    z = (mean["alignment"] - mean["claim"]) / error["alignment"]
+    everywhere = mean["claim"] != 1.0 or abs(mean["bias2"]) < 5 * error["bias2"]  # in every direction, not along g alone
+    resolution = 8 * error["alignment"] / mean["claim"]
+    row = {"kind": "promise", "method": paths[0]["method"], "claim": mean["claim"], "alignment": mean["alignment"], "z": z}
+    return row | {"resolution": resolution, "holds": abs(z) < 5 and everywhere and resolution <= 1}
+
+
+def _update(name: str, source: Source, pair: Pair, plain: Pair) -> dict[str, Any]:
+    """Cosines, length and noise of the mean update, with jackknife errors over groups of draws, which every method has had the same gradients in.
+
+    Products of means are of different groups, which are independent: those of one would add their noise to its length.
+    """
+    mine, theirs = pair.update, plain.update
+    assert mine.group_means is not None and theirs.group_means is not None and mine.group_mse is not None
+    g, deviation = source.g.double(), mine.group_mse
+    A, B = mine.group_means.flatten(1), theirs.group_means.flatten(1)
+    defects = A - g.flatten()
+    along, length = (A @ g.flatten()).cpu(), float(g.norm())
+    own, both, full, gram = ((x @ y.T).cpu() for x, y in ((A, A), (A, B), (B, B), (defects, defects)))
+
+    def apart(products: Tensor, keep: Tensor) -> float:
+        some = products[keep][:, keep]
+        return float((some.sum() - some.diagonal().sum()) / (len(keep) * (len(keep) - 1)))
+
+    norm = lambda products, keep: max(0.0, apart(products, keep)) ** 0.5  # noqa: E731
+    over = lambda value, by: value / by if by > 0 else float("nan")  # noqa: E731
+    statistics: dict[str, Callable[[Tensor], float]] = {
+        "cosine_with_gradient": lambda keep: over(float(along[keep].mean()), norm(own, keep) * length),
+        "cosine_with_adamw": lambda keep: over(apart(both, keep), norm(own, keep) * norm(full, keep)),
+        "length_over_adamw": lambda keep: over(norm(own, keep), norm(full, keep)),
+        "noise_over_mean": lambda keep: over(max(0.0, float(deviation[keep].mean()) - apart(gram, keep)) ** 0.5, norm(own, keep)),
+    }
+    row: dict[str, Any] = {"kind": "update", "method": name, "layer": source.name}
+    for key, statistic in statistics.items():
+        found = jackknife(statistic, len(A))
+        row |= {key: found.value, f"{key}_error": found.standard_error}
+    return row

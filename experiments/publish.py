@@ -19,7 +19,7 @@ KEPT = {  # question → kinds of rows worth committing
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve", "cost"),
     "bench": ("machine", "layer", "step", "memory", "refresh", "live", "optimizers"),
-    "optimizers": ("state", "path", "update"),
+    "optimizers": ("state", "path", "update", "promise"),
     "memory": ("memory", "communication", "measured"),
 }
 RESULTS = Path(__file__).parent / "results"

@@ -67,7 +67,7 @@ class Basis(abc.ABC):
 
     frame: ClassVar[type[Frame]]
     batched: ClassVar[bool] = True  # matrices of one shape can be chosen for together
-    needs_mean: ClassVar[bool] = False
+    needs_mean: ClassVar[bool] = False  # of the gradients, lifted from the moments, when a frame is chosen
     follows: ClassVar[bool] = False  # whether ``follow`` changes anything
 
     def size(self, N: int) -> int:
@@ -82,8 +82,9 @@ class Basis(abc.ABC):
         """Whether a new frame is chosen ``clock`` steps after the first."""
         return every is not None and clock % every == 0
 
-    def follow(self, G: Tensor, frame: Frame, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        """What changes in the state after a step with ``frame``: the frame of the next one, where a basis learns at every step."""
+    def follow(self, G: Tensor, B: Tensor, frame: Frame, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """What changes in the state after a step with ``frame``, in which B is the sketch of G: the frame of the next, where a basis learns at every
+        step."""
         return {}
 
 

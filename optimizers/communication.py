@@ -73,6 +73,10 @@ class LawState:
             raise ValueError(f"{call}: every={self.every} must be at least 1")
         if self.start < 0 or not self.min_compression >= 0:
             raise ValueError(f"{call}: start={self.start} and min_compression={self.min_compression} must not be negative")
+        if self.feedback and self.every > 1:
+            raise ValueError(
+                f"{call}: every={self.every} with feedback, which needs a new V at every step: a held one leaves errors out for good"
+            )
         if self.feedback and self.c != 1:
             raise ValueError(f"{call}: c={self.c:g} with feedback, which sets c = r/n itself")
         if not any(self.law_of(p.shape) for p in self.names):

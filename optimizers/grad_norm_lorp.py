@@ -4,11 +4,13 @@
     every T steps: P = r leading right singular vectors of ∇V    (of the smaller dimension)
     R = ∇V·P;  M, N ← Adam's means of R, R²;   g ← g − η·Adam(∇g);   V ← W − η·α·(M̂/(√N̂ + ε))Pᵀ;   W ← (1 − ηλ)·diag(g)·V/‖V‖
 
-Biased as GaLore in the directions; the lengths are trained in full. V begins every step at W, so that ∇V needs no g/‖V‖ and nothing but
+Biased as GaLore in the directions; the lengths are trained in full, and stay positive: one that would be negative is zero, and a row of zeros takes
+the length of its step. V begins every step at W, so that ∇V needs no g/‖V‖ and nothing but
 the moments of g is kept. State: mr + 2nr + 2·rows elements.
 
-Differs from the published code, which has no licence and was not read but is described: that leaves the radial component in ∇V, and then forgets the
-step of g, which it overwrites with the length of V. Rows are those of the parameter as it stands, an output neuron each.
+Rows of the parameter as it stands, an output neuron each, and one side are those of the published code, which has no licence and was not read but is
+described; the paper has normalised columns of W₀ + IJ and projects from both sides. Differs from that code: it leaves the radial component in ∇V, and
+then forgets the step of g, which it overwrites with the length of V.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Lengths(Complement):
 
     def finish(self, W: list[Tensor], context: Context, rate: Rate) -> None:
         dim, length, step = context.state.pop(TARGET)
-        factor = (length + rate * step) * (1 - rate * self.decay) / (_lengths(stack(W), dim) + TINY)
+        now = _lengths(stack(W), dim)
+        target = torch.where(length > 0, (length + rate * step).clamp_min(0), now)  # a row of zeros gets the length of its step
+        factor = target * (1 - rate * self.decay) / (now + TINY)
         for i, weight in enumerate(W):
             weight.mul_(factor if len(W) == 1 else factor[i])
 

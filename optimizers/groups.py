@@ -13,6 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "side": SIDES,
     "variant": ("paper",),
 }
+FINITE = ("threshold",)
 SHARES = ("beta", "beta1", "momentum", "rho", "floor")  # in [0, 1)
 POSITIVE = ("scale", "keep", "limit", "clip", "relative", "rest_scale", "layers", "largest")
 NOT_NEGATIVE = ("penalty", "pull", "mu", "basis_lr")
@@ -28,6 +29,9 @@ def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...
     for name in ("lr", "eps", "weight_decay"):
         if not 0 <= group[name] < math.inf:
             raise ValueError(f"{call}({name}={group[name]}): must be finite and not negative")
+    for name in FINITE:
+        if (value := group.get(name)) is not None and not math.isfinite(value):
+            raise ValueError(f"{call}({name}={value}): must be finite")
     for name in SHARES:
         if (value := group.get(name)) is not None and not 0 <= value < 1:
             raise ValueError(f"{call}({name}={value}): must be in [0, 1)")

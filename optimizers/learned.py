@@ -37,28 +37,32 @@ class OnlinePCA(Basis):
     def choose(self, G: Tensor, draw: Draw) -> Frame:  # noqa: ARG002
         return Dense(top_right_singular(G, self.size(min(G.shape[-2:]))))
 
-    def follow(self, G: Tensor, frame: Frame, state: dict[str, Any]) -> dict[str, Any]:
+    def follow(self, G: Tensor, B: Tensor, frame: Frame, state: dict[str, Any]) -> dict[str, Any]:
         if state["step"] == 1:  # V is of this very gradient
             return {}
         assert isinstance(frame, Dense)
         inner: Inner = Adam(betas=(0.9, 0.999)) if self.method == "adam" else Momentum(beta=0.0)
         own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
         own["step"] = own.get("step", 0) + 1
-        step = inner.move(own, online_gradient(G, frame.V, self.penalty), self.lr).step()
+        step = inner.move(own, online_gradient(G, B, frame.V, self.penalty), self.lr).step()
         if self.method == "sgd":
             own = {"step": own["step"]}
         V = frame.V * (1 - self.lr * self.decay) if self.method == "adam" else frame.V
         return {"V": V + step} | {PREFIX + key: value for key, value in own.items()}
 
 
-def online_gradient(G: Tensor, V: Tensor, penalty: float) -> Tensor:
-    """∇_V of ‖ĜVVᵀ − Ĝ‖² + λ‖VᵀV − I‖² with Ĝ = G/‖G‖: 2(ĜᵀE + EᵀĜ)V + 4λV(VᵀV − I), E = ĜVVᵀ − Ĝ. (*batch, N, r)."""
-    unit = G / torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(G.dtype).tiny)
-    B = unit @ V
-    E = B @ V.mT - unit
-    gradient = 2 * (unit.mT @ (E @ V) + E.mT @ B)
+def online_gradient(G: Tensor, B: Tensor, V: Tensor, penalty: float) -> Tensor:
+    """∇_V of ‖ĜVVᵀ − Ĝ‖² + λ‖VᵀV − I‖² with Ĝ = G/‖G‖: 2(ĜᵀE + EᵀĜ)V + 4λV(VᵀV − I), E = ĜVVᵀ − Ĝ. (*batch, N, r).
+
+    B = GV is known: the first is 2[GᵀB(VᵀV − I) + V·BᵀB − GᵀB]/‖G‖², one product with G, and exactly zero at V = I.
+    """
+    size = torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(G.dtype).tiny)
+    excess = V.mT @ V - torch.eye(V.shape[-1], dtype=V.dtype, device=V.device)
+    unit, B = (G / size).contiguous(), (B / size).contiguous()  # as V·BᵀB and GᵀB are at V = I
+    seen = unit.mT @ B
+    gradient = 2 * (seen @ excess + (V @ (B.mT @ B) - seen))
     if penalty:
-        gradient = gradient + 4 * penalty * (V @ (V.mT @ V) - V)
+        gradient = gradient + 4 * penalty * (V @ excess)
     return gradient
 
 

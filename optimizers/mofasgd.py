@@ -3,9 +3,8 @@
     Ĝ = UUᵀG + GVVᵀ − UUᵀGVVᵀ;   U, Σ, V ← the r leading singular triplets of β·UΣVᵀ + Ĝ;   W ← (1 − ηλ)W − η·( UVᵀ + η₂·(G − Ĝ) )
 
 The triplets come from 2r×2r matrices: with QR factors [U, GV] = U′R_U and [V, GᵀU] = V′R_V they are those of R_U·[[βΣ − UᵀGV, I], [I, 0]]·R_Vᵀ,
-turned
-by U′ and V′, which is the dense recursion exactly. Biased: what lies outside both sides is dropped, and all singular values become one. At first the
-triplets of the gradient. State: (m + n + 1)r elements.
+turned by U′ and V′, which is the dense recursion exactly. Biased: what lies outside both sides is dropped, and all singular values become one. At
+first the triplets of the gradient. State: (m + n + 1)r elements.
 
 ``spectrum="reciprocal"``: steps along U·min(1/Σ, ``largest``)·Vᵀ, as the published configurations have it. Differs from the published code: that
 begins with the triplets of the weight, and its form named nesterov, left out here, gives the same gradient to the momentum twice.
@@ -42,10 +41,14 @@ class Factors(TwoSided):
     def tensors(self) -> dict[str, Any]:
         return {"U": self.U, "V": self.V, "sigma": self.sigma}
 
+    def sketch(self, G: Tensor) -> Tensor:  # noqa: ARG002
+        """Σ: the factors are all that the inner rule sees."""
+        return self.sigma
+
     def passes(self, G: Tensor) -> Tensor:
         """Ĝ, of the factors that met G; at first what the factors hold of it."""
         if self.before is None:
-            return self.lift(self.sketch(G), G)
+            return self.U @ (self.U.mT @ G @ self.V) @ self.V.mT
         U, V = self.before.U, self.before.V
         left, right = U @ (U.mT @ G), (G @ V) @ V.mT
         return left + right - U @ (U.mT @ right)
@@ -89,13 +92,8 @@ class Spectrum(Inner):
     eps: float = 1e-10
 
     def move(self, state: State, B: Tensor, lr: Rate) -> Move:  # noqa: ARG002
-        sigma = state["sigma"]
-        known = sigma > self.eps
-        f = (
-            known.to(sigma.dtype)
-            if self.largest is None
-            else torch.where(known, (1 / sigma.clamp_min(self.eps)).clamp_max(self.largest), 0.0)
-        )
+        known = self.eps < B
+        f = known.to(B.dtype) if self.largest is None else torch.where(known, (1 / B.clamp_min(self.eps)).clamp_max(self.largest), 0.0)
         return Move(torch.diag_embed(f), None, lr, lr)
 
 

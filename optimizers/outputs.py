@@ -51,7 +51,7 @@ class Complement:
 
     @property
     def needs_history(self) -> bool:
-        """Whether ``history`` and ``lost`` are to be formed."""
+        """Whether ``history`` and ``lost`` are to be formed when a frame is chosen."""
         return False
 
     def enter(self, G: Tensor, W: list[Tensor], state: State, flipped: bool) -> Tensor:  # noqa: ARG002

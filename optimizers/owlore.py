@@ -16,12 +16,13 @@ turn, there every 100 steps of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, float64
 
 from optimizers.bases import TopSingular
+from optimizers.buckets import names
 from optimizers.outputs import Lift
 from optimizers.sampling import LayerSampling, units
 from optimizers.subspace import Params, Rule
@@ -29,7 +30,8 @@ from optimizers.subspace import Params, Rule
 
 class OwLore(LayerSampling):
     """See the module docstring. ``rank``: r; ``layers``: γ, a number or a share; ``every``: K in steps; ``weights``: of the layers in the order of
-    their appearance, equal ones if None (see ``outlier_shares``); ``scale``: α; ``freeze``: ``LayerSampling``."""
+    their appearance, equal ones if None; "outliers": their ``outlier_shares`` when the group is added; ``scale``: α; ``freeze``: see
+    ``LayerSampling``."""
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class OwLore(LayerSampling):
         rank: int | float | None = 256,
         layers: int | float = 5,
         every: int = 50,
-        weights: tuple[float, ...] | None = None,
+        weights: tuple[float, ...] | Literal["outliers"] | None = "outliers",
         scale: float = 1.0,
         freeze: bool = True,
         seed: int = 0,
@@ -49,6 +51,8 @@ class OwLore(LayerSampling):
         super().__init__(params, lr, own, seed=seed, **options)
 
     def order(self, group: dict[str, Any]) -> tuple[Any, Any]:
+        if group["weights"] == "outliers":
+            group["weights"] = outlier_shares(zip(names(self, group), group["params"], strict=True))
         return "random", group["weights"]
 
     def rule(self, group: dict[str, Any]) -> Rule:
@@ -61,8 +65,8 @@ def outlier_shares(
     """For ``OwLore(weights=…)``: of every layer, in the order of appearance, the mean share of entries above ``multiple`` times the mean.
 
     ``named``: the projected matrices (m, n) with their names, as in the group; ``inputs``: the norm of every input of a matrix, by its name. Layers
-    without
-    any get a tenth of the least other share, equal ones if no layer has any: every layer must keep a chance. Raises ``ValueError`` for no matrices.
+    without any get a tenth of the least other share, equal ones if no layer has any: every layer must keep a chance. Raises ``ValueError`` for no
+    matrices.
     """
     pairs = list(named)
     if not pairs:

@@ -1,6 +1,7 @@
 """Q-GaLore: GaLore with a 4-bit projector, 8-bit states and weights, and refreshes that become rare where nothing changes (arXiv 2407.08296).
 
-    every T steps: V = r leading right singular vectors of G, kept as 4-bit codes in groups of 256;  s = ‖V_oldᵀV‖²/r, the share of the old subspace
+    every T steps: V = r leading right singular vectors of G, kept as 4-bit codes in groups of 256
+                   p = ‖V_oldᵀV‖²/r, the share of the new subspace in the old;  s = (p − r/n)/(1 − r/n), over what chance gives; 1 at r = n
                    if the last q values of s average ``threshold`` or more: T ← 2T, for this matrix
     R = GV;  M, N ← Adam's means of R, R², in 8 bits;  W ← SR₈( (1 − ηλ)W − η·α·(M̂/(√N̂ + ε))Vᵀ )
 
@@ -8,9 +9,8 @@ SR₈: stochastic rounding to 8-bit codes, for layers that ``int8_weights`` has 
 GaLore. State: mr/2 + 2nr bytes and scales (m ≤ n): 5/256 of a byte a number of V, 4/256 of one of the moments; a weight mn bytes and 5/256.
 
 ``variant="reference-code"``: s is the cosine of the first singular vectors, whose sign is arbitrary, so that T may never grow; ε as in the paper;
-decay after
-the step. Differs from the published code: two codes in a byte, there one; zero is always a code, there groups without a change of sign are shifted;
-``p.grad`` keeps its shape.
+decay after the step. Differs from the published code: two codes in a byte, there one; zero is always a code, there groups without a change of sign
+are shifted; ``p.grad`` keeps its shape.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from optimizers.subspace import Params, Rule, Subspace
 
 @dataclass(frozen=True)
 class FourBit(Frame):
-    """V in 4-bit codes; ``gap``: steps to the next refresh; ``likeness`` of the last refreshes, newest last."""
+    """V in 4-bit codes; ``gap``: refreshes are where it divides the number of steps made; ``likeness`` of the last refreshes, newest last."""
 
     packed: UInt8[Tensor, " bytes"]
     scale: Float[Tensor, "groups 1"]
@@ -77,11 +77,18 @@ class Lazy(Basis):
         gap, likeness = self.every, G.new_full((self.kept,), -torch.inf, dtype=torch.float32)
         if isinstance(draw.previous, FourBit):
             old = draw.previous.dense(G).V
-            alike = old[:, 0] @ V[:, 0] / old[:, 0].norm() if self.by == "vector" else (old.mT @ V).square().sum() / V.shape[1]
+            alike = old[:, 0] @ V[:, 0] / old[:, 0].norm() if self.by == "vector" else likeness_of(old, V)
             likeness = torch.cat([draw.previous.likeness[1:], alike.reshape(1).to(likeness)])
             gap = draw.previous.gap * (2 if float(likeness.mean()) >= self.threshold else 1)
         coded = quantize(V, 4, self.group)
         return FourBit(pack(coded.codes), coded.scale, coded.zero, gap, likeness)
+
+
+def likeness_of(old: Float[Tensor, "N r"], new: Float[Tensor, "N r"]) -> Float[Tensor, ""]:
+    """1 for equal subspaces, 0 on average for one drawn uniformly, whose ‖V_oldᵀV‖²/r is r/N; 1 at r = N."""
+    N, r = new.shape
+    share = (old.mT @ new).square().sum() / r
+    return (share - r / N) / (1 - r / N) if r < N else torch.ones_like(share)
 
 
 class QGaLore(Subspace):

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from estimators.selection import FUSED
+
 GROUP = 256
 SMALLEST = 1e-5  # range of a group, so that zeros have a scale
 TINY = 1e-30  # codes on a side without numbers
@@ -158,7 +160,15 @@ def int8_weights(model: nn.Module, chosen: set[str] | None = None, group: int = 
     """Replace linear layers by ``Int8Linear``, those called ``chosen``, or all; returns their names. Embeddings, heads and norms are the caller's
     to leave out. Raises ``ValueError`` for a weight that other modules share."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and (chosen is None or name in chosen)]
+    fused = {
+        id(child) for module in model.modules() if isinstance(module, FUSED) for child in module.modules()
+    }  # they read weights themselves
+    linear = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and (chosen is None or name in chosen)
+    }
+    names = [name for name, module in linear.items() if id(module) not in fused]
+    if chosen is not None and len(names) < len(linear):
+        raise ValueError(f"int8_weights: {', '.join(linear.keys() - set(names))}: their weights are read by a fused module around them")
     for name in names:
         if uses[id(cast(nn.Linear, model.get_submodule(name)).weight)] > 1:
             raise ValueError(f"int8_weights: the weight of {name} is shared with another module")

@@ -1,7 +1,7 @@
 """Layers by turns: what LISA, OwLore and BAdam share. In a period some layers are open; the others take no step, keep no state, and need no gradient.
 
-With ``freeze`` the matrices of closed layers have ``requires_grad=False``, so that backward passes form no gradients for them; set it to False under
-DistributedDataParallel, which must know from the start which parameters take part.
+With ``freeze`` the matrices of closed layers have ``requires_grad=False``, so that backward passes form no gradients for them; it must be False with
+several processes: DistributedDataParallel must know from the start which parameters take part.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from estimators import processes
 from estimators.selection import rank_of
 from optimizers.buckets import Member, names
 from optimizers.selections import in_turn
@@ -25,8 +26,15 @@ class LayerSampling(Subspace):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in the base; the turns of its layers begin."""
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            self._begin([self.param_groups[-1]])
+            if isinstance(group["layers"], float) and group["layers"] >= 1:
+                raise ValueError(f"{type(self).__name__}(layers={group['layers']}): must be an integer, or a share in (0, 1)")
+            if group["freeze"] and group["rank"] is not None and processes.size() > 1:
+                raise ValueError(
+                    f"{type(self).__name__}(freeze=True): parameters that come and go cannot be averaged over processes; use freeze=False"
+                )
+            self._begin([group])
         except ValueError:
             self.param_groups.pop()
             raise

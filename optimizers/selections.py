@@ -123,6 +123,8 @@ def in_turn(count: int, size: int, order: Order, seed: int, turn: int, weights: 
         chances = torch.ones(count) if weights is None else torch.tensor(weights)
         if len(chances) != count:
             raise ValueError(f"in_turn(weights={weights}): there are {count} of them")
+        if not bool((chances >= 0).all() and chances.isfinite().all()) or int((chances > 0).sum()) < size:
+            raise ValueError(f"in_turn(weights={weights}): must be finite and not negative, and {size} of them positive")
         return set(chances.double().multinomial(size, generator=keyed.generator(seed, "turns", turn)).tolist())
     places = {at % count for at in range(turn * size, (turn + 1) * size)}
     return places if order == "ascending" else {count - 1 - place for place in places}

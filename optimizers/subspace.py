@@ -199,10 +199,12 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         """Everything between the gradient and the step in the frame's coordinates; the state advances."""
         inner, name, history, lost, memo = rule.inner, rule.inner.first, None, None, None
         old: Frame | None = rule.basis.frame.of(state)
-        if old is not None and name in state and (rule.complement.needs_history or rule.output.needs_history or rule.basis.needs_mean):
-            history = old.lift(inner.moment(state, name), G)
         clock = state["clock"] if rule.basis.batched else group["clock"]
-        if old is None or rule.basis.due(state, clock + rule.phase, rule.every):
+        due = old is None or rule.basis.due(state, clock + rule.phase, rule.every)
+        wanted = rule.output.needs_history or (due and (rule.complement.needs_history or rule.basis.needs_mean))
+        if old is not None and name in state and wanted:
+            history = old.lift(inner.moment(state, name), G)
+        if due:
             frame = self._choose(group, rule, bucket, G, state, old, history)
             if old is not None and state["step"]:
                 memo = rule.transport.carry(inner, state, old, frame)
@@ -211,6 +213,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             state |= frame.tensors()
             state["draws"] += 1
         else:
+            assert old is not None
             frame = old
         state["step"] += 1
         if rule.precondition is not None:
@@ -218,7 +221,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         B = frame.sketch(G)
         move = inner.move(state, B, rate)
         rule.transport.settle(inner, state, memo)
-        state |= rule.basis.follow(G, frame, state)
+        state |= rule.basis.follow(G, B, frame, state)
         return Context(G, B, move, frame, state, history, lost, _flipped(bucket.shape, rule.side), rule)
 
     def _choose(

@@ -23,6 +23,20 @@ def mean(n: int, rank: int, c: float = 1.0, replacement: bool = False) -> Array:
     return c * np.eye(n)
 
 
+def weighted_second_moment(M: ArrayLike, rank: int, probabilities: ArrayLike) -> Array:
+    """E[PMP] for symmetric M (*batch, n, n) and r independent draws with probabilities q (n,), column i scaled by 1/√(rq_i), so that E[P] = I.
+
+    P = Σ_k e_k e_kᵀ/(rq_k): the r terms k = l give diag(M_ii/q_i)/r, the r(r−1) others (r−1)/r·M. Uniform q: ``second_moment`` with replacement.
+    Raises ``ValueError`` for q that are not positive or do not sum to 1. Source: column-row sampling, Drineas, Kannan & Mahoney (2006).
+    """
+    M = symmetric("coordinate.weighted_second_moment", "M", M)
+    check_rank("coordinate.weighted_second_moment", n := M.shape[-1], rank, 1.0)
+    q = np.asarray(probabilities, dtype=float)
+    if q.shape != (n,) or not (q > 0).all() or abs(q.sum() - 1) > 1e-9:
+        raise ValueError(f"coordinate.weighted_second_moment(probabilities={q}): must be {n} positive numbers with sum 1")
+    return diagonal(M) / (rank * q) + (rank - 1) / rank * M
+
+
 def second_moment(M: ArrayLike, rank: int, c: float = 1.0, replacement: bool = False) -> Array:
     """E[PMP] for symmetric M of shape (*batch, n, n).
 

@@ -93,7 +93,7 @@ def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """One row a method: of several layers, errors of the path summed over all of them, over Σ‖g‖², and the means of what there is of updates."""
     merged: dict[str, dict[str, Any]] = {}
     layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in (row for row in rows if row.get("kind") != "promise"):
         merged.setdefault(row["method"], {}).update(row)
         layers.setdefault((row["method"], "path" if "signal" in row else "update" if "cosine_with_adamw" in row else "state"), []).append(
             row
@@ -126,11 +126,11 @@ EXPLANATION = (
 
 def section(rows: list[dict[str, Any]]) -> str:
     """For the report."""
-    paths = [row for row in rows if row["kind"] == "path" and row.get("holds") is not None]
+    promises = [row for row in rows if row["kind"] == "promise"]
     states = [row for row in rows if row["kind"] == "state"]
     differing = [{"method": name, "variant and differences": differences(name)} for name in OPTIMIZERS]
     return (
-        verdict(sum(bool(row["holds"]) for row in paths), len(paths), "promises about the mean of the gradient path")
+        verdict(sum(bool(row["holds"]) for row in promises), len(promises), "promises about the mean of the gradient path")
         + verdict(sum(bool(row["holds"]) for row in states), len(states), "formulas for the bytes of live state tensors")
         + f"<p>{EXPLANATION} {checked()}</p>"
         + figure(lambda: figures_training.frames(by_method(rows)),

@@ -177,7 +177,7 @@ KINDS = {
     "memory": "saved activations over nn.Linear",
     "optimizers": "time of an update over its target",
     "state": "state bytes are the formula's",
-    "path": "mean of the gradient path is what the method promises",
+    "promise": "mean of the gradient path is what the method promises",
     "live": "share of a run for live measurement",
     "measured": "predicted peak memory within 10 % of measured",
 }

@@ -23,6 +23,7 @@ from optimizers.outputs import Context
 
 LR = 1e-3
 BUDGET_BYTES = 2**25  # of the estimates of one chunk of replicas
+TOGETHER = 4  # replicas are made in multiples of: a quarter of them can have its turn
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Pair(NamedTuple):
 
 
 def measure(replicas: Replicas, source: Source, draws: int) -> Pair:
-    """Path and update of ``draws`` replicas on the same gradients, whatever the method."""
+    """Path and update of ``draws`` replicas on the same gradients, whatever the method; ``draws`` in 16 equal groups of multiples of TOGETHER."""
     serial, held = count(), []
 
     def paths(size: int, generator: torch.Generator) -> Tensor:
@@ -76,15 +77,19 @@ def measure(replicas: Replicas, source: Source, draws: int) -> Pair:
         return passed
 
     generator = keyed.generator(replicas.seed, f"replicas {source.name}", 0)
-    path = measure_estimates(paths, source.g, draws, generator=generator, budget_bytes=BUDGET_BYTES)
+    one = 4 * source.g.numel() * source.g.element_size()  # as measure_estimates counts
+    chunk = max(1, BUDGET_BYTES // one // TOGETHER) * TOGETHER
+    path = measure_estimates(paths, source.g, draws, generator=generator, budget_bytes=chunk * one)
     chunks = iter(held)
-    update = measure_estimates(lambda *_: next(chunks), source.g, draws, generator=generator, budget_bytes=BUDGET_BYTES)
+    update = measure_estimates(lambda *_: next(chunks), source.g, draws, generator=generator, budget_bytes=chunk * one)
     return Pair(path, update)
 
 
 def run(replicas: Replicas, source: Source, size: int, generator: torch.Generator, first: int = 0) -> tuple[Tensor, Tensor]:
     """(path, update) of replicas ``first``, ``first`` + 1, …, (size, m, n) each."""
     kind, g = replicas.kind, source.g
+    if size % TOGETHER and kind.takes(layers=1, freeze=False) | ({"frugal": 1} if kind is Frugal else {}):
+        raise ValueError(f"replicas.run(size={size}): a share of the matrices has its turn, {TOGETHER} or a multiple are needed")
     start = torch.randn(g.shape, generator=keyed.generator(replicas.seed, "weights", 0), dtype=g.dtype) * g.numel() ** -0.25
     named = [(f"{first + i}", nn.Parameter(start.clone())) for i in range(size)]
     parameters = [p for _, p in named]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from estimators import measure_estimates
 from experiments import bench, cli, optimizers, publish, report, runs
 from experiments.pages import optimizers as page
 from experiments.validation import replicas
@@ -17,7 +19,7 @@ from theory import optimizer_state
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
-    config = optimizers.Config(draws=96, period=4, shape=(48, 64), rank=12, runs_dir=tmp_path_factory.mktemp("runs"), quiet=True)
+    config = optimizers.Config(draws=128, period=4, shape=(48, 64), rank=12, runs_dir=tmp_path_factory.mktemp("runs"), quiet=True)
     return optimizers.main(config)
 
 
@@ -30,21 +32,63 @@ def test_state_is_counted_and_promises_hold(run: runs.Run) -> None:
     assert list(states) == ["adamw", *OPTIMIZERS] and set(states) == set(optimizer_state.FORMULAS)
     assert all(row["state_bytes"] == row["predicted_bytes"] for row in states.values())
     paths = rows(run, "path")
-    assert {name for name, row in paths.items() if "claim" in row} == set(optimizers.CLAIMS)
-    assert all(row["holds"] for row in paths.values() if "holds" in row)
+    promises = rows(run, "promise")
+    assert {name for name, row in paths.items() if row["claim"] is not None} == set(promises) == set(optimizers.CLAIMS)
+    assert all(row["holds"] for row in promises.values())
     for name in ("galore", "fira"):  # biased, and not by chance
         assert paths[name]["bias2"] > 8 * paths[name]["bias2_error"] > 0
     updates = rows(run, "update")
     assert updates["adamw"]["cosine_with_adamw"] == pytest.approx(1) and updates["adamw"]["length_over_adamw"] == pytest.approx(1)
-    assert all(-1 <= row["cosine_with_gradient"] <= 1 for row in updates.values())
+    assert all(abs(row["cosine_with_gradient"]) <= 1 + 5 * row["cosine_with_gradient_error"] for row in updates.values())
 
 
 def test_a_promise_that_is_false_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(optimizers.CLAIMS, "galore", lambda _: 1.0)
-    config = optimizers.Config(draws=96, period=4, runs_dir=tmp_path, quiet=True)
+    config = optimizers.Config(draws=128, period=4, runs_dir=tmp_path, quiet=True)
     source = replicas.gaussian(config.m, config.n, config.noise, config.seed)
-    row = optimizers._path(config, "galore", source, optimizers._measured(config, "galore", source))
+    path = optimizers._path(config, "galore", source, optimizers._measured(config, "galore", source))
+    row = optimizers._promise([path])
     assert not row["holds"] and row["resolution"] < 0.1
+    few = optimizers._promise([path | {"alignment": 1.0, "bias2": 0.0, "alignment_error": 0.2}])
+    assert abs(few["z"]) < 5 and not few["holds"]  # met, by a measurement that could not have seen it missed
+
+
+def test_statistics_of_updates_are_not_those_of_their_noise() -> None:
+    """Of sixteen noisy means with a known one: length, cosines and noise come out right, where the plain mean would say otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(6, 8, generator=generator, dtype=torch.float64)
+    source = replicas.Source("known", g, lambda *_: g)
+    other = torch.randn(6, 8, generator=generator, dtype=torch.float64)
+    true, plain = g + 0.5 * other, 2 * other
+    noise = 3.0
+
+    def pair(mean: torch.Tensor) -> replicas.Pair:
+        draw = lambda size, generator: mean + noise * torch.randn(size, 6, 8, generator=generator, dtype=g.dtype)  # noqa: E731
+        measured = measure_estimates(draw, g, 256, generator=generator)
+        return replicas.Pair(measured, measured)
+
+    found = [optimizers._update("x", source, pair(true), pair(plain)) for _ in range(60)]
+    cosine = lambda a, b: float((a * b).sum() / (a.norm() * b.norm()))  # noqa: E731
+    expected = {
+        "cosine_with_gradient": cosine(true, g),
+        "cosine_with_adamw": cosine(true, plain),
+        "length_over_adamw": float(true.norm() / plain.norm()),
+        "noise_over_mean": noise * 48**0.5 / float(true.norm()),
+    }
+    for key, value in expected.items():
+        values = np.array([row[key] for row in found])
+        error = values.std(ddof=1) / len(values) ** 0.5
+        assert abs(values.mean() - value) < 5 * error + 0.01 * value, key
+        assert np.mean([row[f"{key}_error"] for row in found]) == pytest.approx(values.std(ddof=1), rel=0.35), key
+
+
+def test_a_quarter_has_its_turn_whatever_the_size_of_the_matrix() -> None:
+    source = replicas.gaussian(256, 1024, 1.0, 0)  # of which two fill the budget
+    one = replicas.Replicas(OPTIMIZERS["lisa"], 8, 0.25, 2, 0)
+    measured = replicas.measure(one, source, 64)
+    assert measured.path.alignment.value == pytest.approx(0.25, abs=0.01)
+    with pytest.raises(ValueError, match="4 or a multiple are needed"):
+        replicas.run(one, source, 2, torch.Generator())
 
 
 def test_a_step_of_replicas_is_a_step_of_one() -> None:
@@ -67,7 +111,7 @@ def test_a_step_of_replicas_is_a_step_of_one() -> None:
 
 
 def test_it_is_shown_reported_and_published(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    again = ["--runs-dir", str(run.path.parent), *["--draws", "96", "--period", "4", "--shape", "48", "64", "--rank", "12", "--quiet"]]
+    again = ["--runs-dir", str(run.path.parent), *["--draws", "128", "--period", "4", "--shape", "48", "64", "--rank", "12", "--quiet"]]
     assert cli.main(["optimizers", *again]) == 0
     shown = capsys.readouterr().out
     assert "2403.03507" in shown and "spectral_adam" in shown and "mr + 2nr + mn" in shown

@@ -54,15 +54,23 @@ def all_draws(G: Tensor, r: int) -> list[tuple[float, Tensor]]:
 @pytest.mark.check("a", "grass_sampled")
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_sampled_columns_are_unbiased_with_their_exact_second_moment(r: int) -> None:
-    """Over all nʳ tuples: E[P] = I, and E[P²] = diag(1/(rq) + (r−1)/r), as E[c²] = rq(1−q) + r²q² for the count c of a column."""
+    """Over all nʳ tuples: E[P] = I, and E[PMP] is that of the core's coordinate law with these probabilities."""
     G = random(6, 4) * torch.tensor([3.0, 1.0, 0.5, 0.1])
     q = G.norm(dim=0) / G.norm(dim=0).sum()
     atoms = all_draws(G, r)
     assert sum(probability for probability, _ in atoms) == pytest.approx(1, abs=1e-12)
     mean = torch.stack([probability * P for probability, P in atoms]).sum(0)
-    second = torch.stack([probability * P @ P for probability, P in atoms]).sum(0)
+    M = random(4, 4, seed=5)
+    M = M + M.mT
+    second = torch.stack([probability * P @ M @ P for probability, P in atoms]).sum(0)
     torch.testing.assert_close(mean, torch.eye(4).double(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(second, torch.diag(1 / (r * q) + (r - 1) / r), rtol=1e-12, atol=1e-12)
+    expected = coordinate.weighted_second_moment(M.numpy(), r, q.numpy())
+    np.testing.assert_allclose(second.numpy(), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        coordinate.weighted_second_moment(M.numpy(), r, np.full(4, 0.25)),
+        coordinate.second_moment(M.numpy(), r, replacement=True),
+        atol=1e-12,
+    )
     later = random(6, 4, seed=9)  # a gradient of the period, which the frame has not seen
     lifted = [probability * (later @ P) for probability, P in atoms]
     torch.testing.assert_close(torch.stack(lifted).sum(0), later, rtol=0, atol=1e-12)

@@ -154,7 +154,7 @@ def test_the_online_gradient_is_autograds(penalty: float) -> None:
     unit = G / torch.linalg.matrix_norm(G, keepdim=True)
     loss = (unit @ V @ V.mT - unit).square().sum() + penalty * (V.mT @ V - torch.eye(3).double()).square().sum()
     (expected,) = torch.autograd.grad(loss, V)
-    torch.testing.assert_close(online_gradient(G, V.detach(), penalty), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(online_gradient(G, G @ V.detach(), V.detach(), penalty), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.check("a", "online_subspace")
@@ -163,8 +163,8 @@ def test_singular_directions_are_where_the_online_gradient_vanishes(penalty: flo
     """The leading ones, in any rotation; other orthonormal ones are not."""
     G = random(12, 7)
     V = top_right_singular(G, 3) @ orthonormal(3, 3)
-    assert float(online_gradient(G, V, penalty).abs().max()) < 1e-14
-    assert float(online_gradient(G, orthonormal(7, 3), penalty).abs().max()) > 1e-2
+    assert float(online_gradient(G, G @ V, V, penalty).abs().max()) < 1e-14
+    assert float(online_gradient(G, G @ orthonormal(7, 3), orthonormal(7, 3), penalty).abs().max()) > 1e-2
 
 
 @pytest.mark.check("a", "online_subspace")

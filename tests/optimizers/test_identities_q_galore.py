@@ -10,8 +10,9 @@ from torch import Tensor
 
 from optimizers import QGaLore
 from optimizers.bases import Draw, top_right_singular
-from optimizers.q_galore import FourBit, Lazy
+from optimizers.q_galore import FourBit, Lazy, likeness_of
 from optimizers.quantized import pack, quantize
+from tests.monte_carlo import assert_mean
 from tests.optimizers.test_identities import gradients, matrices
 from tests.optimizers.test_identities_family import orthonormal, random
 
@@ -38,10 +39,24 @@ def test_likeness_of_equal_subspaces_is_one_whatever_the_signs(signs: tuple[int,
     assert torch.equal(four_bits(old).dense(G).V, old)
     assert float(refreshed(G, four_bits(old)).likeness[-1]) == 1
     assert float(refreshed(G, four_bits(old), by="vector").likeness[-1]) == signs[0]
-    assert float(refreshed(G, four_bits(torch.eye(6).double()[:, 3:])).likeness[-1]) == 0
+    apart = refreshed(G, four_bits(torch.eye(6).double()[:, 3:]))
+    assert float(apart.likeness[-1]) == pytest.approx(-1)  # ‖V_oldᵀV‖² = 0, half of what chance gives at r = n/2
     turned = random(12, 6)
     V = top_right_singular(turned, 3) @ orthonormal(3, 3)
     assert float(refreshed(turned, four_bits(V)).likeness[-1]) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("n, r", [(12, 3), (12, 6), (12, 11)])
+def test_chance_is_no_likeness(n: int, r: int, generator: torch.Generator) -> None:
+    """The mean over uniform subspaces is 0 at any rank; the share itself is r/n on average, above any threshold for a large r."""
+    old = orthonormal(n, r)
+
+    def likeness(size: int, generator: torch.Generator) -> Tensor:
+        new = torch.linalg.qr(torch.randn(size, n, r, generator=generator, dtype=old.dtype))[0]
+        return torch.stack([likeness_of(old, V) for V in new]).unsqueeze(-1)
+
+    assert_mean(likeness, torch.zeros(1).double(), draws=4000, resolution=0.1, generator=generator)
+    assert float(likeness_of(old, old)) == pytest.approx(1) and float(likeness_of(orthonormal(4, 4), orthonormal(4, 4, seed=8))) == 1
 
 
 @pytest.mark.parametrize("threshold, doubled", [(1.0, True), (1.0000002, False)])
@@ -71,10 +86,9 @@ def test_refreshes_are_at_multiples_of_a_gap_that_grows_by_the_rule(variant: str
             G = p.grad if shape[0] >= shape[1] else p.grad.mT
             new, draws = top_right_singular(G, 3), draws + 1
             if t:
-                likeness = [
-                    likeness[1],
-                    float(V[:, 0] @ new[:, 0] / V[:, 0].norm() if variant != "paper" else (V.mT @ new).square().sum() / 3),
-                ]
+                share, chance = float((V.mT @ new).square().sum()) / 3, 3 / min(shape)
+                first = float(V[:, 0] @ new[:, 0] / V[:, 0].norm())
+                likeness = [likeness[1], (share - chance) / (1 - chance) if variant == "paper" else first]
                 gap *= 2 if sum(likeness) / 2 >= 0.5 else 1
             frame = FourBit.of(state)
             assert frame is not None

@@ -53,7 +53,7 @@ def four_bits(P: Array, group: int) -> Array:
 def q_galore(
     W: Array, Gs: list[Array], r: int, every: int, *, lr: float, alpha: float, wd: float, kept: int, threshold: float, adam: Adam
 ) -> tuple[list[Array], list[int]]:
-    """2407.08296 with the share of the old subspace as likeness; also the steps of the refreshes."""
+    """2407.08296 with the share of the new subspace in the old, over what chance gives, as likeness; also the steps of the refreshes."""
     P, gap, likeness = np.zeros((0, 0)), every, []
     out, refreshes = [], []
     for t, G in enumerate(Gs):
@@ -61,7 +61,9 @@ def q_galore(
             refreshes.append(t)
             new = leading(G, r)
             if t:
-                likeness.append(float(np.linalg.norm(P.T @ new) ** 2 / r))
+                n = len(new)
+                share = float(np.linalg.norm(P.T @ new) ** 2 / r)
+                likeness.append((share - r / n) / (1 - r / n) if r < n else 1.0)
                 if len(likeness) >= kept and np.mean(likeness[-kept:]) >= threshold:
                     gap *= 2
             P = four_bits(new, 256)
