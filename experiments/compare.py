@@ -63,7 +63,7 @@ class Config:
     state: Policy = "row_scale"
     """Optimizer state when V changes."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    """Peak learning rates to choose from; search=climb: of the laws only, each c at the first."""
+    """Peak learning rates to choose from; not with search=climb."""
     search: Literal["grid", "climb"] = "grid"
     """How learning rates are chosen: from the grid, or from trial to trial."""
     trials: int = 5
@@ -97,7 +97,7 @@ class Config:
     weight_decay: float = 0.0
     """Decoupled, for everyone."""
     cost_steps: int = 0
-    """Steps of each contender that are timed at the end, one after the other in turn, with the peak of one; at least every K, or 0 for none."""
+    """Steps of each contender that are timed at the end, one contender after the other in turn, with the peak of one; at least 20, or 0 for none."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     workers: int = 2
@@ -128,8 +128,15 @@ class Config:
             raise ValueError(f"trials must be at least 3, got {self.trials}")
         if min(self.workers, self.tune_steps, self.steps, self.eval_tokens) < 1:
             raise ValueError("workers, tune_steps, steps and eval_tokens must be at least 1")
-        if self.cost_steps and self.cost_steps < max(one.refresh_every or 1 for one in contenders(self)):
-            raise ValueError(f"cost_steps={self.cost_steps} must be at least every K, or 0")
+        if self.cost_steps and self.cost_steps < costs.EVERY * costs.CYCLE:
+            raise ValueError(f"cost_steps={self.cost_steps} must be at least {costs.EVERY * costs.CYCLE}, or 0 for none")
+        unused = [
+            name for name in ("lr", "c", "tune_c", "lora_scale") if getattr(self, name) != type(self).__dataclass_fields__[name].default
+        ]
+        if self.search == "climb" and unused:
+            raise ValueError(
+                f"search=climb chooses learning rates itself, and c is one of them under Adam; {', '.join(unused)} would have no effect"
+            )
         if "r/n" in self.c and any(rank >= 1 for rank in self.rank):
             raise ValueError("c=r/n needs ranks that are fractions of n")
         for contender in contenders(self):
@@ -204,7 +211,7 @@ def _large(model: str) -> Config:
     """A comparison for a GPU: one run at a time, at the batch of the preset's literature cut to what 300 steps can use."""
     return Config(
         model=model, name=f"{model}-optimizers", law=("haar_stiefel", "spectral"), baselines=("adamw", *OPTIMIZERS), search="climb", other_lr=1e-3,
-        refresh_every=(50,), layers=0.25, cost_steps=100, sequences=64, length=256, steps=300, tune_steps=60, precision="bf16", workers=1,
+        refresh_every=(50,), layers=0.25, cost_steps=40, sequences=64, length=256, steps=300, tune_steps=60, precision="bf16", workers=1,
     )  # fmt: skip
 
 
@@ -269,14 +276,14 @@ def main(config: Config) -> runs.Run:
     grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet)
     finals = [outcomes.final(one, cell) for one, some in compared.items() for cell in some]
     points = outcomes.curves(compared)
-    spent = costs.measured(chosen, runs.device(config.device), config.cost_steps, config.quiet) if config.cost_steps else []
     run.log(
         *(row for mine in rows.values() for row in mine),
         *finals,
         *outcomes.paired(finals, outcomes.references(list(tuning))),
         *points,
-        *spent,
     )
+    spent = costs.measured(chosen, runs.device(config.device), config.cost_steps, config.quiet) if config.cost_steps else []
+    run.log(*spent)
     (run.path / "curves.svg").write_text(figures.svg(figures_training.curves(pd.DataFrame(points))), encoding="utf-8")
     run.finish()
     return run

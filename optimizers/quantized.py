@@ -33,9 +33,8 @@ class Codes(NamedTuple):
 
 
 def quantize(x: Tensor, bits: int, group: int = GROUP, generator: torch.Generator | None = None, uniform: Tensor | None = None) -> Codes:
-    """Codes of x, read row by row in groups of ``group`` (of all numbers, if they cannot be divided so). Stochastic with a ``generator``, or with the
-    ``uniform`` numbers (groups, size) given."""
-    size = group if x.numel() % group == 0 else x.numel()
+    """Codes of x, read row by row in groups of ``group_size``; stochastic with a ``generator``, or with the ``uniform`` numbers (groups, size)."""
+    size = group_size(x.numel(), group)
     flat = x.reshape(-1, size).to(torch.promote_types(x.dtype, torch.float32))
     top = 2**bits - 1
     low, high = flat.amin(1, keepdim=True).clamp_max(0), flat.amax(1, keepdim=True).clamp_min(0)
@@ -45,6 +44,11 @@ def quantize(x: Tensor, bits: int, group: int = GROUP, generator: torch.Generato
         uniform = torch.rand(at.shape, generator=generator, device=at.device, dtype=at.dtype)
     rounded = torch.round(at) if uniform is None else torch.floor(at) + (uniform < at - torch.floor(at))
     return Codes((rounded + zero).clamp(0, top).to(torch.uint8), scale, zero.to(torch.uint8))
+
+
+def group_size(count: int, group: int) -> int:
+    """The largest number from an eighth of ``group`` to ``group`` that divides ``count``; without one, all of them are one group."""
+    return next((size for size in range(group, group // 8, -1) if count % size == 0), count)
 
 
 def nearest_grid(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:

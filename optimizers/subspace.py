@@ -109,6 +109,11 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         """Those of the ``wanted`` options that this method has."""
         return {name: value for name, value in wanted.items() if name in inspect.signature(cls.__init__).parameters}
 
+    @classmethod
+    def default(cls, option: str) -> Any:
+        """What an option is if it is not given. Raises ``KeyError`` for one that the method has not."""
+        return inspect.signature(cls.__init__).parameters[option].default
+
     @abc.abstractmethod
     def rule(self, group: dict[str, Any]) -> Rule:
         """The parts of the method for a group that is projected."""
@@ -133,7 +138,9 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         try:
             check(type(self).__name__, self.param_groups[-1], self.choices)
             if self.param_groups[-1]["rank"] is not None:
-                self.rule(self.param_groups[-1])
+                inner = self.rule(self.param_groups[-1]).inner
+                if self.param_groups[-1]["states"] == "8bit" and not isinstance(inner.storage, EightBit):
+                    raise ValueError(f"{type(self).__name__}(states='8bit'): what this method keeps is not kept in 8 bits")
         except ValueError:
             self.param_groups.pop()
             raise

@@ -59,7 +59,7 @@ def _frame_and_moments(s: Shape) -> float:
 
 def _four_bits(s: Shape) -> float:
     projector, moments = s.small * s.rank, s.large * s.rank
-    groups = projector // BLOCK if projector % BLOCK == 0 else 1
+    groups = next((projector // size for size in range(BLOCK, BLOCK // 8, -1) if projector % size == 0), 1)
     each = 4 * moments if moments < SMALLEST_8BIT else moments + 4 * math.ceil(moments / BLOCK)
     return math.ceil(projector / 2) + 5 * groups + 4 * KEPT + 2 * each
 

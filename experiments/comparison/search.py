@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 
@@ -16,7 +15,7 @@ def start(method: str) -> float:
     """The default learning rate of an optimizer of ``OPTIMIZERS``, but the usual one where that is larger, and of anything else."""
     if method not in OPTIMIZERS:
         return USUAL
-    return max(USUAL, float(inspect.signature(OPTIMIZERS[method].__init__).parameters["lr"].default))
+    return max(USUAL, float(OPTIMIZERS[method].default("lr")))
 
 
 def first(method: str) -> list[float]:

@@ -62,8 +62,8 @@ def _dct_adamw(ps: list[nn.Parameter], rank: int, every: int) -> torch.optim.Opt
 
 
 def _badam(ps: list[nn.Parameter], rank: int, every: int) -> torch.optim.Optimizer:  # noqa: ARG001
-    """A matrix a block, the last one first. It warns of float32 weights, which ours are."""
-    named = [(f"layers.{i}.weight", p) for i, p in enumerate(ps)]
+    """Seven matrices a block, as in LLaMA, the last block first. It warns of float32 weights, which ours are."""
+    named = [(f"layers.{i // 7}.{i % 7}.weight", p) for i, p in enumerate(ps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         base = torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.0)

@@ -70,6 +70,7 @@ class Trainer:
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.taken = 0  # steps since this process began
+        self.states = 0  # bytes of the optimizers' states at their largest since then: layers by turns have none between two periods
 
     def train(self) -> None:
         """From the last checkpoint, or from the start, to the end. Raises ``runs.Stopped`` where it cannot go on."""
@@ -152,6 +153,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         matrices = self.optimizers[0]
+        self.states = max(self.states, cost.state_bytes(self.optimizers))
         self.method.after_step(matrices, 1 - float(matrices.param_groups[0]["lr"]) * config.weight_decay)
         return row
 
@@ -289,7 +291,7 @@ class Trainer:
             "matmul_flops": self.cost.rate,
             "model_flops_utilisation": self.cost.utilisation(tokens, self.seconds),
             "peak_bytes": cost.peak_bytes(self.device),
-            "state_bytes": cost.state_bytes(self.optimizers),
+            "state_bytes": self.states,
             "fitting_bytes": self.method.handle.fitting.bytes() if self.method.handle else 0,
             "measuring_share": self.live.seconds / self.seconds if self.live else 0.0,
         }

@@ -7,7 +7,6 @@ the refresh over the method's own default period. Packages that are not installe
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,12 +20,12 @@ from experiments.training import feed, models
 from experiments.training.config import Config
 from experiments.training.packages import PACKAGES
 from experiments.training.timing import pairs, timed
-from optimizers import OPTIMIZERS, GaLore
+from optimizers import OPTIMIZERS, BAdam, GaLore
 
 PRODUCTS_LIMIT, REFRESH_LIMIT, PACKAGE_LIMIT, ENERGY = 1.25, 0.1, 1.0, 0.99
 NEVER = 10**9
 BEFORE, BETWEEN = 10, 10  # AdamW steps before the first gradient that is kept, and from it to the second
-REFRESHES = 3  # of each of the two gradients, timed
+REFRESHES = 3  # of each of the two gradients, timed; the six are a whole cycle of COAP's
 
 Made = Callable[[int], torch.optim.Optimizer]  # from the steps between two refreshes
 
@@ -35,6 +34,7 @@ Made = Callable[[int], torch.optim.Optimizer]  # from the steps between two refr
 class Matrices:
     """What is updated, with gradients of two moments; ``rank``: of all."""
 
+    names: list[str]
     parameters: list[nn.Parameter]
     first: list[Tensor]
     second: list[Tensor]
@@ -42,21 +42,22 @@ class Matrices:
     device: torch.device
 
     def refresh(self, make: Made) -> float:
-        """Seconds that a refresh adds to a step, from the first gradient's directions to the second's."""
+        """Seconds that a refresh adds to a step, on average, from the directions of the one gradient to those of the other."""
         each, never = make(1), make(NEVER)
-        times: list[list[float]] = [[], [], []]
+        times: list[list[float]] = [[], []]
         for _ in range(REFRESHES):
-            for i, (some, optimizer) in enumerate(((self.first, each), (self.second, each), (self.second, never))):
-                _given(self.parameters, some)
-                times[i].append(timed(optimizer.step, self.device))
-        return max(0.0, float(np.median(times[1]) - np.median(times[2][1:])))  # the first step of ``never`` is a refresh
+            for some in (self.first, self.second):
+                for i, optimizer in enumerate((each, never)):
+                    _given(self.parameters, some)
+                    times[i].append(timed(optimizer.step, self.device))
+        return max(0.0, float(np.mean(times[0][1:]) - np.median(times[1][1:])))  # the first steps of both are refreshes, and first
 
 
 def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """One row a comparison: its name, seconds, ratio and what it should not exceed."""
-    first, second = gradients(config, device)
+    names, first, second = gradients(config, device)
     parameters = [nn.Parameter(torch.zeros_like(G)) for G in first]
-    matrices = Matrices(parameters, first, second, rank_of(min(min(G.shape) for G in first), config.rank), device)
+    matrices = Matrices(names, parameters, first, second, rank_of(min(min(G.shape) for G in first), config.rank), device)
     alone = [_alone(name, matrices, config.rank, repeats) for name in OPTIMIZERS]
     beside = [row for name in PACKAGES for row in _beside(name, matrices, repeats)]
     return [*alone, *beside, *_refreshes(matrices)]
@@ -65,13 +66,15 @@ def rows(config: Config, device: torch.device, repeats: int) -> list[dict[str, A
 def _made(name: str, matrices: Matrices, ratio: float) -> Made:
     kind = OPTIMIZERS[name]
     rank = ratio if name == "frugal" else matrices.rank  # of its matrices, those that have their turn
-    return lambda every: kind(matrices.parameters, 1e-3, **kind.takes(rank=rank, every=every, freeze=False))
+    named = list(zip(matrices.names, matrices.parameters, strict=True))  # layers by turns are known by their names
+    return lambda every: kind(named, 1e-3, **kind.takes(rank=rank, every=every, freeze=False))
 
 
 def _period(name: str) -> int | None:
     """The steps between two refreshes that are the default of a method; None for one that has no refresh, or one at every step."""
-    every = inspect.signature(OPTIMIZERS[name].__init__).parameters.get("every")
-    return None if every is None or every.default in (None, 1) else int(every.default)
+    kind = OPTIMIZERS[name]
+    every = kind.default("every") if kind.takes(every=None) else None
+    return None if every in (None, 1) else int(every)
 
 
 def _alone(name: str, matrices: Matrices, ratio: float, repeats: int) -> dict[str, Any]:
@@ -91,12 +94,13 @@ def _beside(name: str, matrices: Matrices, repeats: int) -> list[dict[str, Any]]
     mine, theirs = (replace(matrices, parameters=[nn.Parameter(p.detach().clone()) for p in matrices.parameters]) for _ in range(2))
     other: Made = lambda every: made(theirs.parameters, matrices.rank, every)  # noqa: E731
     try:
-        peer = other(NEVER)
+        peer = other(NEVER if _period(name) else 1)
     except ImportError:
         return []
     kind, period = OPTIMIZERS[name], _period(name)
-    make: Made = lambda every: kind(mine.parameters, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
-    optimizer = make(NEVER)
+    named = list(zip(matrices.names, mine.parameters, strict=True)) if kind is BAdam else mine.parameters
+    make: Made = lambda every: kind(named, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
+    optimizer = make(NEVER if period else 1)
     lent = [G.clone() for G in matrices.second]  # some packages write on the gradients
     base, row = pairs(
         lambda: _stepped(peer, theirs.parameters, lent),
@@ -164,8 +168,8 @@ def _products(parameters: list[nn.Parameter], rank: int) -> None:
         W.addmm_(G @ V, V.mT, alpha=-1e-9)
 
 
-def gradients(config: Config, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of the matrices inside the blocks, at two moments of a short training on text."""
+def gradients(config: Config, device: torch.device) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Names and gradients of the matrices inside the blocks, at two moments of a short training on text."""
     batches, _, _ = feed.open_data(config)
     model = models.build(config.model, config.seed).to(device)  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
@@ -176,4 +180,4 @@ def gradients(config: Config, device: torch.device) -> tuple[list[Tensor], list[
         if t in (BEFORE, BEFORE + BETWEEN):
             kept.append([p.grad.clone() for p in model.model.layers.parameters() if p.ndim == 2 and p.grad is not None])
         optimizer.step()
-    return kept[0], kept[1]
+    return [name for name, p in model.model.layers.named_parameters() if p.ndim == 2], kept[0], kept[1]

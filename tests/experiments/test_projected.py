@@ -49,7 +49,9 @@ def test_every_method_trains(method: str, trainer: Callable[..., Trainer]) -> No
         assert held == sum(map(of, matrices))
 
 
-@pytest.mark.parametrize("method", ["galore", "flora", "ldadam", "apollo", "frugal", "spectral_adam", "q_galore"])
+@pytest.mark.parametrize(
+    "method", ["galore", "flora", "ldadam", "apollo", "frugal", "spectral_adam", "q_galore", "lisa", "gum", "dion", "online_subspace"]
+)
 def test_a_resumed_run_is_the_uninterrupted_one(method: str, text: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"method": method, "rank": 8, "steps": 6, "checkpoint_every": 3, "refresh_every": 2, "keep_checkpoints": 9}
     whole = pretrain.main(few(text, tmp_path / "whole", **fields))
@@ -85,6 +87,7 @@ def test_fields_reach_the_optimizer(trainer: Callable[..., Trainer]) -> None:
     assert others["rank"] is None and all(".layers." in name for name in matrices["param_names"])
     made._step()
     assert others["lr"] / matrices["lr"] == pytest.approx(1e-4 / 2e-2)
+    assert METHODS["dct_adamw"].needs == ("rank", "variant")  # its default is a new frame at every step
     assert METHODS["apollo_mini"].needs == ("refresh_every", "alpha", "variant") and METHODS["ldadam"].needs == ("rank",)
     assert isinstance(made.method, Projected) and 0 < made.method.touched_share < 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,12 @@ def test_it_finds_the_minimum_of_a_parabola_from_far_away() -> None:
         assert rate not in losses
         losses[rate] = math.log(rate / 2.0) ** 2
     assert min(losses, key=lambda rate: losses[rate]) == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("fields", [{"lr": (1e-3,)}, {"c": (1.0,)}, {"tune_c": False}, {"lora_scale": (2.0,)}])
+def test_what_a_search_does_not_use_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(fields))} would have no effect"):
+        compare.Config(search="climb", **fields)
 
 
 def test_one_loss_is_no_search() -> None:

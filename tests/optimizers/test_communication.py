@@ -394,6 +394,7 @@ def test_nan_arrives(generator: torch.Generator) -> None:
         ({"start": -1}, "start=-1"),
         ({"min_compression": float("nan")}, "min_compression=nan"),
         ({"c": 0.0}, "c must be positive"),
+        ({"every": 2, "feedback": True}, "every=2 with feedback, which needs a new V at every step"),
         ({"c": 0.5, "feedback": True}, "c=0.5 with feedback, which sets c = r/n itself"),
         ({"rank": 6}, "no matrix to compress .min_compression=1, 2 parameters"),
     ],

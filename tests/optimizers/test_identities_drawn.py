@@ -222,3 +222,9 @@ def test_gum_of_full_rank_is_muon_begun_anew_every_period(shape: tuple[int, int]
         peer.step()
         assert optimizer.state[p]["rest"] == 0
         torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("q", [[0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.3, 0.1], [[0.2, 0.3, 0.5]]])
+def test_probabilities_are_checked(q: list[Any]) -> None:
+    with pytest.raises(ValueError, match="must be 3 positive numbers with sum 1"):
+        coordinate.weighted_second_moment(np.eye(3), 2, q)

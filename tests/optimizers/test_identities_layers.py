@@ -239,3 +239,34 @@ def test_shares_of_outliers() -> None:
     assert outlier_shares(pairs, inputs=inputs, multiple=9.0) == pytest.approx((0.01, 0.02, 0.1))
     with pytest.raises(ValueError, match="no matrices"):
         outlier_shares([])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, float("nan"), 1.0)])
+def test_weights_that_cannot_be_are_refused(weights: tuple[float, ...]) -> None:
+    named = [(f"layers.{i}.weight", nn.Parameter(torch.zeros(4, 6))) for i in range(3)]
+    with pytest.raises(ValueError, match="must be finite and not negative, and 2 of them positive"):
+        OwLore(named, layers=2, weights=weights)
+
+
+@pytest.mark.parametrize("kind", [LISA, OwLore, BAdam])
+def test_a_number_of_layers_is_an_integer(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"layers=2.0\): must be an integer, or a share"):
+        kind([nn.Parameter(torch.zeros(4, 6))], layers=2.0)
+
+
+@pytest.mark.parametrize("kind", [LISA, OwLore, BAdam])
+def test_several_processes_must_not_freeze(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimizers.sampling.processes.size", lambda: 2)
+    with pytest.raises(ValueError, match=r"cannot be averaged over processes; use freeze=False"):
+        kind([nn.Parameter(torch.zeros(4, 6))])
+    assert kind([nn.Parameter(torch.zeros(4, 6))], freeze=False).param_groups
+
+
+def test_outlying_layers_are_likelier_by_default() -> None:
+    """From the weights as they are when the optimizer is made."""
+    generator = torch.Generator().manual_seed(0)
+    named = [(f"layers.{i}.weight", nn.Parameter(torch.randn(30, 40, generator=generator))) for i in range(3)]
+    with torch.no_grad():
+        named[1][1][:4, 0] = 40.0
+    weights = OwLore(named, rank=4, layers=1).param_groups[0]["weights"]
+    assert weights == outlier_shares(named) and weights[1] > 5 * weights[0] == 5 * weights[2]

@@ -46,10 +46,11 @@ def test_packed_codes_are_two_a_byte_and_come_back(count: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [16, 64, 48])
 def test_the_nearest_code_is_within_half_a_code(x: Tensor, dtype: torch.dtype, bits: int, group: int) -> None:
-    """In groups that do not divide the numbers, of all of them; zero is a code, and codes have their own codes, but where zero is a tie."""
+    """In groups that do not divide the numbers, of fewer; zero is a code, and codes have their own codes, but where zero is a tie."""
     x = x.to(dtype)
     coded = quantize(x, bits, group)
-    assert coded.codes.shape == (64 // group if group != 48 else 1, group if group != 48 else 64)
+    size = {16: 16, 48: 32, 64: 64}[group]
+    assert coded.codes.shape == (64 // size, size)
     error = (dequantize(coded, x.shape, torch.float64) - x.double()).reshape(coded.codes.shape).abs()
     assert bool((error <= coded.scale.double() * (0.5 + 1e-4)).all())
     assert not dequantize(coded._replace(codes=coded.zero.expand_as(coded.codes)), x.shape).any()
@@ -101,6 +102,16 @@ def test_the_grid_with_both_ends_is_hardly_coarser(bits: int) -> None:
     ratio = second / first
     assert float(ratio.min()) >= 1 - 1e-12 and float(ratio.max()) <= top / (top - 1) + 1e-12
     assert torch.equal(zero, zero.round()) and bool((-zero * second <= low + 1e-12).all() & ((top - zero) * second >= high - 1e-12).all())
+
+
+@pytest.mark.parametrize("count, size", [(512, 256), (5000, 250), (96, 96), (257, 257), (2 * 257, 2 * 257), (300, 150)])
+def test_groups_are_as_large_as_they_can_be(count: int, size: int) -> None:
+    """An eighth of what was asked for at least, or one of all: a large number spoils the grid of its own group only."""
+    assert quantized.group_size(count, 256) == size
+    x = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    x[0] = 50.0
+    error = (dequantize(quantize(x, 8), x.shape) - x).abs()
+    assert bool((error[size:] <= 0.501 / 255).all())
 
 
 # layers in codes

@@ -93,6 +93,7 @@ def test_a_refused_group_is_not_added() -> None:
         ("coap", "recalibrate", 0),
         ("online_subspace", "penalty", -1.0),
         ("q_galore", "kept", 0),
+        ("q_galore", "threshold", math.nan),
         ("lisa", "layers", 0),
         ("galore", "basis", "typo"),
         ("galore", "inner", "typo"),

@@ -92,6 +92,9 @@ class Projected(Full):
 
 
 def projected(kind: type[Subspace]) -> type[Projected]:
-    """The training method of an optimizer; it needs the fields that the optimizer has options for."""
+    """The training method of an optimizer; it needs the fields that the optimizer has options for. One that chooses its frame anew at every step by
+    default, because it feeds back what the frame leaves out, goes on doing so."""
     options = kind.takes(**FIELDS)
+    if "every" in options and kind.default("every") == 1:
+        del options["every"]
     return type(kind.__name__, (Projected,), {"kind": kind, "options": options, "needs": tuple(options.values())})
