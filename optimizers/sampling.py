@@ -55,8 +55,8 @@ class LayerSampling(Subspace):
         for group in self.param_groups:
             self._freeze(group)
 
-    def _advance_all(self, group: dict[str, Any], found: list[Member]) -> None:
-        super()._advance_all(group, [member for member in found if group["rank"] is None or group["open"][member.place]])
+    def _taking_part(self, group: dict[str, Any]) -> list[Member]:
+        return [member for member in super()._taking_part(group) if group["rank"] is None or group["open"][member.place]]
 
     def _begin(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:

@@ -154,7 +154,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        present = [(group, members(self, group)) for group in self.param_groups]
+        present = [(group, self._taking_part(group)) for group in self.param_groups]
         refuse_unusable(type(self).__name__, [member for _, found in present for member in found], "nothing was changed")
         for group, found in present:
             self._advance_all(group, found)
@@ -165,9 +165,13 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
     def step_of(self, p: Tensor) -> None:
         """One step for one parameter."""
         group = next(group for group in self.param_groups if any(p is other for other in group["params"]))
-        found = [member for member in members(self, group) if member.p is p]
+        found = [member for member in self._taking_part(group) if member.p is p]
         refuse_unusable(type(self).__name__, found, "this parameter was not changed")
         self._advance_all(group, found)
+
+    def _taking_part(self, group: dict[str, Any]) -> list[Member]:
+        """Who has a gradient and a step now."""
+        return members(self, group)
 
     def _advance_all(self, group: dict[str, Any], found: list[Member]) -> None:
         rule = self.rule_of(group)

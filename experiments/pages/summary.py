@@ -14,7 +14,7 @@ from experiments.pages import optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
-WIDTH = 120  # columns where the output is no terminal
+WIDTH = 140  # columns where the output is no terminal
 
 
 def show(result: Any) -> int:
