@@ -53,13 +53,14 @@ class Checks:
                     count[1] += 1
 
     def pytest_sessionfinish(self) -> None:
+        from experiments import runs
+
+        told = runs.environment()  # before the file below changes the tree
         rows = [f"{method},{way},{passed},{tests}" for (method, way), (passed, tests) in sorted(self.counts.items())]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text("\n".join(["method,way,passed,tests", *rows]) + "\n", encoding="utf-8")
-        from experiments import runs
-
         peers = {found.name: found.version for found in distributions() if found.name.replace("_", "-") in PEERS}
-        told = {**runs.environment(), "command": "make checks", "packages": dict(sorted(peers.items()))}
+        told |= {"command": "make checks", "packages": dict(sorted(peers.items()))}
         self.file.with_suffix(".json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ import pytest
 from scipy import stats
 
 from experiments import cli, compare, pretrain, runs
-from experiments.comparison import grid, outcomes
+from experiments.comparison import grid, outcomes, plan
 from experiments.training.trainer import Trainer
 from tests.experiments.test_pretrain import few
 
@@ -126,7 +126,7 @@ def test_everyone_has_as_many_trials_over_the_same_learning_rates() -> None:
 def test_a_compared_run_differs_from_its_trial_in_seed_and_length_only(tmp_path: Path) -> None:
     config = compare.Config(steps=400, runs_dir=tmp_path)
     trial = compare.trials(config, compare.contenders(config)[0])[1]
-    cell = compare._compared(config, trial, 2)
+    cell = plan.compared(config, trial, 2)
     changed = {name for name, value in runs.identity(cell).items() if value != runs.identity(trial)[name]}
     assert changed == {"seed", "steps", "eval_every", "eval_tokens", "measure_every"} and cell.runs_dir == tmp_path / "cells"
     assert (cell.seed, cell.steps, cell.eval_every, cell.eval_tokens, cell.measure_every) == (2, 400, 40, 32768, 100)
