@@ -102,6 +102,9 @@ def pareto(rows: list[dict[str, Any]], fronts: dict[str, list[dict[str, Any]]], 
         for row in best:
             ax.annotate(row["contender"], (row[cost], row["loss"]), xytext=(4, -9), textcoords="offset points", fontsize=7)
         ax.set(xlabel=name, xscale="log")
+        for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            axis(lambda value, _: f"{value:g}")
+        ax.tick_params(axis="x", which="both", labelsize=7, rotation=45)
     panels[0, 0].set(ylabel="held-out loss (nats/token)")
     figure.tight_layout()
     legend(figure, panels[0, 0], columns=1 if len(rows) <= 20 else 2)
