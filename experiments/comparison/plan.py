@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from experiments.compare import Config
 
 TUNING_SEED = 1000  # none of the seeds that are compared
-EVALUATIONS = 10  # points of a loss curve
 
 
 def contenders(config: Config) -> list[Contender]:
@@ -87,7 +86,7 @@ def compared(config: Config, trial: pretrain.Config, seed: int) -> pretrain.Conf
         trial,
         seed=seed,
         steps=config.steps,
-        eval_every=max(1, config.steps // EVALUATIONS),
+        eval_every=max(1, config.steps // config.evaluations),
         eval_tokens=config.eval_tokens,
         measure_every=max(1, config.steps // 4),
         checkpoint_every=100,
