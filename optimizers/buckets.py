@@ -16,14 +16,15 @@ State = dict[str, Any]
 COUNTERS = ("step", "clock", "draws")  # t of the bias correction; steps made; frames chosen
 
 
-@dataclass(frozen=True)
+@dataclass
 class Member:
-    """A parameter in a step: its name, place among the parameters of its group, and state."""
+    """A parameter in a step: its name, place among the parameters of its group, state, and ‖gradient‖ once it has been checked."""
 
     name: str
     place: int
     p: Tensor
     state: State
+    norm: Tensor | None = None
 
     @property
     def gradient(self) -> Tensor:
@@ -49,18 +50,18 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
-def unusable(gradients: list[Tensor]) -> list[int]:
-    """Places of those that are not finite, or whose norm, in float32 for 16-bit ones, is not. One pass, one wait for all of them."""
-    finite = torch.ones(len(gradients), dtype=torch.bool)
+def norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[bool]]:
+    """‖G‖ of each (scalars), in float32 for 16-bit ones, and whether that is finite. One pass, one wait for all of one kind."""
+    found: dict[int, tuple[Tensor, bool]] = {}
     for kind in {(g.dtype, g.device) for g in gradients}:
         places = [i for i, g in enumerate(gradients) if (g.dtype, g.device) == kind]
-        norms = torch._foreach_norm([gradients[i] for i in places], 2, dtype=torch.promote_types(kind[0], torch.float32))  # pyright: ignore
-        finite[places] = torch.stack(norms).isfinite().cpu()
-    return finite.logical_not().nonzero().flatten().tolist()
+        some = torch._foreach_norm([gradients[i] for i in places], 2, dtype=torch.promote_types(kind[0], torch.float32))  # pyright: ignore
+        found |= zip(places, zip(some, torch.stack(some).isfinite().tolist(), strict=True), strict=True)
+    return [found[i][0] for i in range(len(gradients))], [found[i][1] for i in range(len(gradients))]
 
 
 def refuse_unusable(call: str, found: list[Member], kept: str) -> None:
-    """Raises ``TypeError`` for sparse and sharded gradients, ``ValueError`` for those that are not finite; ``kept``: what was not changed."""
+    """Raises ``TypeError`` for sparse and sharded gradients, ``ValueError`` for those whose norm is not finite; ``kept``: what was not changed."""
     found = [member for member in found if member.gradient.numel()]
     for gradient in (member.gradient for member in found):
         if gradient.is_sparse:
@@ -70,9 +71,13 @@ def refuse_unusable(call: str, found: list[Member], kept: str) -> None:
                 f"{call}: the parameter is sharded (DTensor) and a frame needs the whole matrix; use DistributedDataParallel, or"
                 " estimators.convert with any torch optimizer under fully_shard"
             )
-    if bad := unusable([member.gradient for member in found]):
-        names = ", ".join(found[i].name for i in bad[:3])
-        raise ValueError(f"{call}.step(): gradient of {names} is NaN, infinite, or too large to be squared; {kept}")
+    bad = []
+    for member, norm, finite in zip(found, *norms([member.gradient for member in found]), strict=True):
+        member.norm = norm
+        if not finite:
+            bad.append(member.name)
+    if bad:
+        raise ValueError(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
 
 
 def buckets(found: list[Member], together: bool | None) -> Iterator[Bucket]:
@@ -111,6 +116,11 @@ class Bucket:
     def gradients(self, flipped: bool) -> Tensor:
         """The gradients in float32 or better, transposed where ``flipped``."""
         return stack([_oriented(member.gradient, flipped).to(self.exact) for member in self.members])
+
+    def norm(self) -> Tensor | None:
+        """‖G‖ of the gradients, (*batch, 1, 1); None if they were not checked."""
+        known = [member.norm for member in self.members if member.norm is not None]
+        return stack([norm.reshape(1, 1) for norm in known]) if len(known) == len(self.members) else None
 
     def state(self) -> State:
         """The state of all members; counters are equal."""

@@ -2,8 +2,9 @@
 
 A frame is plain tensors; its fields are its entries in ``optimizer.state``. All act on the last dimension of an oriented gradient
 G (*batch, M, N): ``Dense`` by a matrix V (N×r), ``Columns`` by r indices, ``TwoSided`` on both dimensions, ``Entries`` on the flattened matrix;
-``ScaledColumns`` by as many with a scale each, ``Cosines`` by columns of the DCT matrix; ``Everything`` is the identity, ``Whole`` the identity or
-nothing. For all of them ⟨lift(B), G⟩ = ⟨B, sketch(G)⟩, except ``Weighted``, whose weights are paid at the lift alone.
+``ScaledColumns`` by as many with a scale each, ``Cosines`` by columns of the DCT matrix, a ``Formed`` V, which is made
+from less than itself; ``Everything`` is the identity, ``Whole`` the identity or nothing. For all of them
+⟨lift(B), G⟩ = ⟨B, sketch(G)⟩, except ``Weighted``, whose weights are paid at the lift alone.
 """
 
 from __future__ import annotations
@@ -196,7 +197,36 @@ class ScaledColumns(Frame):
 
 
 @dataclass(frozen=True)
-class Cosines(Frame):
+class Formed(Frame):
+    """Base of frames whose matrix V is not state but made from less; once for all that a step asks of it."""
+
+    @abc.abstractmethod
+    def matrix(self, N: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "*batch N r"]:
+        """V."""
+
+    @cached_property
+    def _made(self) -> dict[Any, Dense]:
+        return {}
+
+    def dense(self, like: Tensor) -> Dense:
+        """The same frame with V at hand, for matrices (*batch, M, N) as ``like`` and in its precision."""
+        kind = like.shape[-1], like.dtype, like.device
+        if kind not in self._made:
+            self._made[kind] = Dense(self.matrix(*kind))
+        return self._made[kind]
+
+    def sketch(self, G: Tensor) -> Tensor:
+        return self.dense(G).sketch(G)
+
+    def lift(self, B: Tensor, like: Tensor) -> Tensor:
+        return self.dense(like).lift(B, like)
+
+    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
+        self.dense(W).add(W, B, alpha)
+
+
+@dataclass(frozen=True)
+class Cosines(Formed):
     """r columns of the orthonormal DCT matrix C of order N by their indices J (*batch, r): only they are state.
 
     ``product``: G and GC of the gradient that J was chosen for, where they are at hand: its sketch is a part of them.
@@ -205,27 +235,13 @@ class Cosines(Frame):
     J: Int[Tensor, "*batch r"]
     product: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
 
-    @cached_property
-    def _columns(self) -> dict[Any, Dense]:
-        return {}
-
-    def dense(self, like: Tensor) -> Dense:
-        """The same columns as a matrix, in the precision of ``like`` (*batch, M, N)."""
-        kind = like.shape[-1], like.dtype, like.device
-        if kind not in self._columns:
-            self._columns[kind] = Dense(dct_matrix(*kind).mT[self.J].mT)
-        return self._columns[kind]
+    def matrix(self, N: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return dct_matrix(N, dtype, device).mT[self.J].mT
 
     def sketch(self, G: Tensor) -> Tensor:
         if self.product is not None and self.product[0] is G:
             return Columns(self.J).sketch(self.product[1])
-        return self.dense(G).sketch(G)
-
-    def lift(self, B: Tensor, like: Tensor) -> Tensor:
-        return self.dense(like).lift(B, like)
-
-    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
-        self.dense(W).add(W, B, alpha)
+        return super().sketch(G)
 
     def change(self, new: Cosines) -> Tensor:
         return Columns(self.J).change(Columns(new.J))

@@ -34,6 +34,11 @@ class Context:
     lost: Tensor | None = None  # what of it the change of frame lost
     flipped: bool = False  # whether all of it is transposed
     rule: Any = None  # the ``Rule`` that is followed
+    known_norm: Tensor | None = None  # ‖G‖, where somebody has already looked at all of it
+
+    def norm(self) -> Tensor:
+        """‖G‖, (*batch, 1, 1)."""
+        return norm(self.G, whole=True) if self.known_norm is None else self.known_norm
 
     def path(self, G: Tensor) -> Tensor:
         """What of a gradient G (*batch, M, N) reaches the weight in this step but for the inner rule and what is done with the residual."""
@@ -95,24 +100,17 @@ class Limiter:
 
     gamma: float = 1.01
 
-    def __call__(self, norm: Tensor, state: State) -> Tensor:
-        """The factor (*batch, 1, 1) for a matrix whose norm is ``norm``."""
-        before = state.get("limit")
+    def __call__(self, scale: Tensor, norms: Tensor, state: State) -> Tensor:
+        """``scale`` (*batch, M or 1, 1) of the rows of a matrix X, or of all of it, whose ``norms`` are given, so small that the norm of scale∘X
+        keeps the limit; scale∘X is never formed."""
+        whole, before = norm(norms * scale, whole=True), state.get("limit")
         if before is None:
-            state["limit"] = norm
-            return torch.ones_like(norm)
-        excess = (norm / (before + TINY)).clamp_min(self.gamma) / self.gamma
+            state["limit"] = whole
+            return scale
+        excess = (whole / (before + TINY)).clamp_min(self.gamma) / self.gamma
         factor = torch.where(before > 0, 1 / excess, 1.0)
-        state["limit"] = norm * factor
-        return factor
-
-
-def limited(X: Tensor, scale: Tensor, limiter: Limiter | None, state: State) -> Tensor:
-    """``scale`` (*batch, M or 1, 1) of the rows of X, so that the norm of scale∘X grows as the limiter lets it; scale∘X is never formed."""
-    if limiter is None:
-        return scale
-    norms = norm(X, whole=scale.shape[-2] == 1)
-    return scale * limiter(norm(norms * scale, whole=True), state)
+        state["limit"] = whole * factor
+        return scale * factor
 
 
 def growth(context: Context, whole: bool = False) -> Tensor:
@@ -133,8 +131,10 @@ class Scaled(Complement):
     limiter: Limiter | None = Limiter()
 
     def term(self, context: Context) -> Change:
-        rest = context.residual(self.alpha)
-        return rest, limited(rest, growth(context), self.limiter, context.state) * -context.move.size
+        rest, scale = context.residual(self.alpha), growth(context)
+        if self.limiter is not None:
+            scale = self.limiter(scale, norm(rest, whole=False), context.state)
+        return rest, scale * -context.move.size
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,9 @@ class ScaleGradient(Lift):
         return None
 
     def dense(self, context: Context, rate: Rate) -> Change:  # noqa: ARG002
-        scale = limited(context.G, growth(context, self.whole), self.limiter, context.state)
+        scale = growth(context, self.whole)
+        if self.limiter is not None:
+            scale = self.limiter(scale, context.norm() if self.whole else norm(context.G, whole=False), context.state)
         return context.G, scale * (context.move.size * -self.alpha)
 
 

@@ -23,14 +23,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from optimizers.bases import Basis, Draw, top_right_singular
-from optimizers.frames import Dense, Frame
+from optimizers.frames import Formed, Frame
 from optimizers.outputs import Lift
 from optimizers.quantized import GROUP, Codes, dequantize, pack, quantize, unpack
 from optimizers.subspace import Params, Rule, Subspace
 
 
 @dataclass(frozen=True)
-class FourBit(Frame):
+class FourBit(Formed):
     """V in 4-bit codes; ``gap``: refreshes are where it divides the number of steps made; ``likeness`` of the last refreshes, newest last."""
 
     packed: UInt8[Tensor, " bytes"]
@@ -39,21 +39,10 @@ class FourBit(Frame):
     gap: int
     likeness: Float[Tensor, " kept"]  # −∞ where there was no refresh yet
 
-    def dense(self, like: Tensor) -> Dense:
-        """V in the precision of ``like`` (M, N)."""
-        N = like.shape[-1]
+    def matrix(self, N: int, dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG002
         r = 2 * len(self.packed) // N if N > 1 else 1
         codes = unpack(self.packed, N * r).reshape(len(self.scale), -1)
-        return Dense(dequantize(Codes(codes, self.scale, self.zero), (N, r), like.dtype))
-
-    def sketch(self, G: Tensor) -> Tensor:
-        return self.dense(G).sketch(G)
-
-    def lift(self, B: Tensor, like: Tensor) -> Tensor:
-        return self.dense(like).lift(B, like)
-
-    def add(self, W: Tensor, B: Tensor, alpha: float) -> None:
-        self.dense(W).add(W, B, alpha)
+        return dequantize(Codes(codes, self.scale, self.zero), (N, r), dtype)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,8 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             weight_rms = rms(stack(W)).clamp_min(rule.relative)
             rate, decay = rate * weight_rms, 1 - lr * weight_rms * group["weight_decay"]
         context = self._inner_step(group, rule, bucket, rule.complement.enter(G, W, state, flipped), state, rate)
+        if context.G is G:
+            context.known_norm = bucket.norm()
         changes = [change for change in (rule.output.dense(context, rate), rule.complement.term(context)) if change is not None]
         if self.watch is not None:
             self.watch(bucket.names, context)
