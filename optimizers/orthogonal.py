@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from estimators.rounding import SIXTEEN_BIT
 from optimizers.inner import Inner, Move, Rate, State
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -41,6 +42,7 @@ def newton_schulz(
     """``steps`` of X ← aX + (bA + cA²)X with A = XXᵀ, from X/‖X‖, computed in ``dtype`` (None: as given) on the smaller side.
 
     With the usual coefficients singular values end between about 0.7 and 1.2. Zeros stay zeros. ``out``: where the result goes, X itself for one.
+    A processor without products of 16-bit numbers makes them as float32 ones and rounds what they give: the sum is in another order.
     """
     a, b, c = coefficients
     Y = X.clone() if dtype is None or dtype == X.dtype else X.to(dtype)
@@ -48,11 +50,20 @@ def newton_schulz(
     Y = Y.mT if tall else Y
     Y.div_(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True).clamp_min(eps))
     product = torch.addmm if X.ndim == 2 else torch.baddbmm
+    narrow = Y.dtype
+    wide = torch.float32 if narrow in SIXTEEN_BIT and not multiplies_sixteen_bit(Y.device) else narrow
+    rounded = lambda Z: Z.to(narrow).to(wide)  # noqa: E731
+    Y = Y.to(wide)
     for _ in range(steps):
-        A = Y @ Y.mT
-        Y = product(Y, product(A, A, A, beta=b, alpha=c), Y, beta=a)
+        A = rounded(Y @ Y.mT)
+        Y = rounded(product(Y, rounded(product(A, A, A, beta=b, alpha=c)), Y, beta=a))
     Y = Y.mT if tall else Y
     return Y.to(X.dtype) if out is None else out.copy_(Y)
+
+
+def multiplies_sixteen_bit(device: torch.device) -> bool:
+    """Whether products of 16-bit matrices are made by something that was built for them; a plain loop takes a hundred times as long."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True, kw_only=True)

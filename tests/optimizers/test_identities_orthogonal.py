@@ -11,7 +11,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from optimizers import DCTAdamW, Dion, MoFaSGD, Muon, Trion
+from optimizers import DCTAdamW, Dion, MoFaSGD, Muon, Trion, orthogonal
 from optimizers.frames import Cosines, Dense, dct_matrix
 from optimizers.mofasgd import Factors, followed
 from optimizers.orthogonal import QUINTIC, newton_schulz
@@ -122,6 +122,33 @@ def test_newton_schulz_brings_singular_values_towards_one(dtype: torch.dtype | N
 
 
 @pytest.mark.check("a", "muon")
+@pytest.mark.parametrize("shape", [(8, 8), (8, 20), (20, 8)])
+def test_wide_products_round_where_narrow_ones_do(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every sum has one term its order cannot matter: X with one number in a row and a column is the recursion of each number, rounded to 16
+    bits after every product, to the last bit. Leaving out a rounding shows."""
+    monkeypatch.setattr(orthogonal, "multiplies_sixteen_bit", lambda _: False)
+    a, b, c = QUINTIC
+    g = torch.Generator().manual_seed(0)
+    k = min(shape)
+    rows, columns = torch.randperm(shape[0], generator=g)[:k], torch.randperm(shape[1], generator=g)[:k]
+    X = torch.zeros(shape)
+    X[rows, columns] = torch.randn(k, generator=g)
+    narrow = X.bfloat16()
+    narrow = narrow / torch.linalg.vector_norm(narrow)
+
+    def recursion(inner: torch.dtype) -> Tensor:
+        y = narrow[rows, columns].double()
+        for _ in range(5):
+            A = (y * y).bfloat16().double()
+            y = (a * y + (b * A + c * A * A).to(inner).double() * y).bfloat16().double()
+        return y
+
+    found = newton_schulz(X, dtype=torch.bfloat16)
+    assert torch.equal(found[rows, columns].double(), recursion(torch.bfloat16)) and int(found.count_nonzero()) == k
+    assert not torch.equal(recursion(torch.float32), recursion(torch.bfloat16))
+
+
+@pytest.mark.check("a", "muon")
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_newton_schulz_sees_no_scale(shape: tuple[int, int], dtype: torch.dtype | None) -> None:
@@ -140,8 +167,9 @@ def test_newton_schulz_sees_no_scale(shape: tuple[int, int], dtype: torch.dtype 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("adjust, weight_decay", [("original", 0.0), ("original", 0.3), ("match_rms_adamw", 0.1)])
-def test_muon_is_torchs(shape: tuple[int, int], nesterov: bool, adjust: str, weight_decay: float) -> None:
+def test_muon_is_torchs(shape: tuple[int, int], nesterov: bool, adjust: str, weight_decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The live one, with the same products in bfloat16."""
+    monkeypatch.setattr(orthogonal, "multiplies_sixteen_bit", lambda _: True)
     mine, theirs = matrices([shape], torch.float32), matrices([shape], torch.float32)
     options: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "nesterov": nesterov, "weight_decay": weight_decay}
     peer = torch.optim.Muon(theirs, adjust_lr_fn=adjust, **options)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.training.packages import part_of
-from optimizers import BAdam, DCTAdamW, Int8Linear, Muon, QGaLore, Trion, quantized
+from optimizers import BAdam, DCTAdamW, Int8Linear, Muon, QGaLore, Trion, orthogonal, quantized
 from optimizers.frames import Cosines
 from optimizers.q_galore import FourBit
 from optimizers.quantized import pack
@@ -47,9 +47,17 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize("h", MUON)
 @pytest.mark.parametrize("precision", ["full", "bfloat16"])
-def test_torch_muon(shape: tuple[int, int], adjust: str, h: dict[str, Any], precision: str, request: pytest.FixtureRequest) -> None:
+def test_torch_muon(
+    shape: tuple[int, int],
+    adjust: str,
+    h: dict[str, Any],
+    precision: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if precision == "full":
         request.getfixturevalue("in_float32")
+    monkeypatch.setattr(orthogonal, "multiplies_sixteen_bit", lambda _: True)  # the plain way, as torch's
     p, q = pair(shape)
     peer = torch.optim.Muon([q], adjust_lr_fn=adjust, **h)
     assert apart(Muon([p], adjust=adjust, precision=precision, **h), p, peer, q) < ROUNDING
