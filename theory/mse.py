@@ -12,7 +12,7 @@ At E[P] = cI these are tr((E[P²] − c²I)S), c²·tr Σ_ξ and (1−c)²‖g�
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,20 +62,42 @@ def ipa(law: Moments, noise: ArrayLike, signal: ArrayLike) -> Decomposition:
     return _decompose(law, law.square, *_pair("mse.ipa", law, noise, signal))
 
 
-def lr(law: Moments, rows: int, noise: ArrayLike, signal: ArrayLike, queries: int = 1) -> Decomposition:
+def lr(
+    law: Moments,
+    rows: int,
+    noise: ArrayLike,
+    signal: ArrayLike,
+    queries: int = 1,
+    leave_one_out: bool = False,
+    elsewhere: float = 0.0,
+) -> Decomposition:
     """MSE of the zeroth-order estimate (1/q)Σ_i ⟨Ĝ, Z_iVᵀ⟩Z_iVᵀ, Z_i standard normal m×r, one V and one Ĝ for all q queries.
 
     Proof. Given V and Ĝ, ⟨Ĝ,ZVᵀ⟩ = ⟨A,Z⟩ with A = ĜV, and Isserlis gives E[⟨A,Z⟩²‖ZVᵀ‖²] = m·tr(VᵀV)‖A‖² + 2‖AVᵀ‖², that is
     m·tr(P)tr(ĜPĜᵀ) + 2tr(ĜP²Ĝᵀ). The mean over Z is ĜP, so q queries give (1/q)(m·E[tr(P)P] + 2E[P²]) + (1 − 1/q)E[P²]
     in the place of E[P²]. Exact for a loss linear along the perturbation, and for the antithetic form on a quadratic.
 
-    ``rows``: m. As q → ∞ this is ``ipa``; the full-rank (mn+2)‖g‖² of MeZO is r = n with VVᵀ = I.
+    ``rows``: m. ``leave_one_out``: from each slope the mean of the other queries' is taken; where the loss itself is one number for all of them, that is
+    what a leave-one-out baseline leaves. It adds E[āᵢ²]E‖D‖² = m·E[tr(P)P]/(q−1) to one query and a factor 1 + 1/(q−1)² to two different ones.
+    ``elsewhere``: Σ E⟨Ĝ_l,D_l⟩² over other parameters that the same queries perturb, ``slope`` of each: it stands in every slope, and is of mean zero.
+    As q → ∞ this is ``ipa``; the full-rank (mn+2)‖g‖² of MeZO is r = n with VVᵀ = I.
     """
     if rows < 1 or queries < 1:
         raise ValueError(f"mse.lr(rows={rows}, queries={queries}): both must be at least 1")
-    single = rows * law.trace_weighted_mean() + 2 * law.square
-    square = single / queries + (1 - 1 / queries) * law.square
-    return _decompose(law, square, *_pair("mse.lr", law, noise, signal))
+    if leave_one_out and queries < 2:
+        raise ValueError(f"mse.lr(queries={queries}, leave_one_out=True): needs at least 2 queries")
+    others = 1 / (queries - 1) if leave_one_out else 0.0
+    single = (1 + others) * rows * law.trace_weighted_mean() + 2 * law.square
+    square = single / queries + (1 - 1 / queries) * (1 + others**2) * law.square
+    found = _decompose(law, square, *_pair("mse.lr", law, noise, signal))
+    shared = elsewhere * rows * float(np.trace(law.mean)) * (1 + others) / queries
+    return replace(found, projection=found.projection + shared)
+
+
+def slope(law: Moments, noise: ArrayLike, signal: ArrayLike) -> float:
+    """E⟨Ĝ, ZVᵀ⟩² = tr(E[P]S), Z standard normal: what one parameter adds to the squared slope of a query."""
+    noise, signal = _pair("mse.slope", law, noise, signal)
+    return float(np.sum(law.mean * (noise + signal)))
 
 
 def tokens(law: Moments, delta: ArrayLike, inputs: ArrayLike) -> Decomposition:
@@ -120,6 +142,18 @@ def two_sided(left: Moments, right: Moments, gradients: ArrayLike) -> Decomposit
         inner=float(np.sum(expected * g)),
         signal=float(np.sum(g**2)),
     )
+
+
+def lr_two_sided(left: Moments, right: Moments, gradients: ArrayLike) -> Decomposition:
+    """MSE of ⟨Ĝ, UZVᵀ⟩UZVᵀ, Z standard normal r×r, U and V drawn independently by ``left`` and ``right``, for N equally likely gradients (N, m, n).
+
+    As ``lr``: given U and V, E[⟨A,Z⟩²‖UZVᵀ‖²] = tr(P_U)tr(P_V)‖A‖² + 2‖UAVᵀ‖² with A = UᵀĜV, so E‖·‖² is
+    tr(E[tr(P_U)P_U]·Ĝ·E[tr(P_V)P_V]·Ĝᵀ) + 2tr(E[P_U²]·Ĝ·E[P_V²]·Ĝᵀ). SubZero: Haar–Stiefel on both sides.
+    """
+    plain = two_sided(left, right, gradients)
+    gradients = matrix("mse.lr_two_sided", "gradients", gradients).reshape(-1, left.n, right.n)
+    weighted = float(np.sum((left.trace_weighted_mean() @ gradients @ right.trace_weighted_mean()) * gradients)) / len(gradients)
+    return replace(plain, projection=plain.projection + weighted + plain.square)
 
 
 def _pair(call: str, law: Moments, noise: ArrayLike, signal: ArrayLike) -> tuple[Array, Array]:

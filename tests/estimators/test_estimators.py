@@ -171,6 +171,7 @@ def test_the_other_estimators_have_their_exact_error(generator: torch.Generator)
         "two-sided": (both, G, mse.two_sided(moments("haar_stiefel", 3, 2), law, G.numpy())),
         "antithetic, three queries": (zeroth("antithetic"), G, mse.lr(law, 3, 0 * signal, signal, queries=3)),
         "one-sided, three queries": (zeroth("one_sided"), G, mse.lr(law, 3, 0 * signal, signal, queries=3)),
+        "leave one out, three queries": (zeroth("leave_one_out"), G, mse.lr(law, 3, 0 * signal, signal, 3, leave_one_out=True)),
     }
     for name, (draw, target, predicted) in cases.items():
         seen = measure_estimates(draw, target, 200_000, generator=generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,6 +106,62 @@ def test_two_queries_share_their_subspace() -> None:
 
     total, _ = brute(atoms(), gradients, lambda gradient, D: sum(np.sum(gradient * d) * d for d in D) / 2)
     assert mse.lr(moments("haar_stiefel", n, rank, c), m, noise, signal, queries=2).total == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("queries", [2, 3])
+def test_leave_one_out_and_other_parameters_equal_enumeration(queries: int) -> None:
+    """Every V, every Z of every query, and ±1 with the weight of what another parameter adds to each slope."""
+    m, n, rank, c = 1, 2, 1, 1.0
+    gradients = GRADIENTS[:, :1, :n]
+    _, noise, signal = mse.gradient_moments(gradients)
+    z_atoms = [(p / 2, Z, b) for p, Z in enumeration.gaussian(m, rank, 1.0) for b in (-1.3, 1.3)]
+
+    def atoms():
+        for pv, V in enumeration.sparse_sign(n, rank, c, 2.0):
+            for some in itertools.product(z_atoms, repeat=queries):
+                yield pv * np.prod([p for p, _, _ in some]), (np.stack([Z @ V.T for _, Z, _ in some]), np.array([b for _, _, b in some]))
+
+    def estimate(gradient, drawn):
+        D, b = drawn
+        a = np.array([np.sum(gradient * d) for d in D]) + b
+        return np.einsum("q,qmn->mn", a - (a.sum() - a) / (queries - 1), D) / queries
+
+    total, _ = brute(atoms(), gradients, estimate)
+    law = moments("sparse_sign", n, rank, c, sparsity=2.0)
+    found = mse.lr(law, m, noise, signal, queries, leave_one_out=True, elsewhere=1.3**2)
+    assert found.total == pytest.approx(total, rel=1e-12)
+    assert mse.lr(law, m, noise, signal, queries, elsewhere=1.3**2).total < total
+
+
+def test_slope_is_the_squared_slope() -> None:
+    m, n, rank = 1, 3, 2
+    gradients = GRADIENTS[:, :1, :n]
+    _, noise, signal = mse.gradient_moments(gradients)
+    law = moments("sparse_sign", n, rank, 0.8, sparsity=3.0)
+    expected = (
+        sum(
+            pv * pz * np.mean([np.sum(G * (Z @ V.T)) ** 2 for G in gradients])
+            for pv, V in enumeration.sparse_sign(n, rank, 0.8, 3.0)
+            for pz, Z in enumeration.gaussian(m, rank, 1.0)
+        )
+        * rank
+    )  # entries of N(0, 1)
+    assert mse.slope(law, noise, signal) == pytest.approx(expected, rel=1e-12)
+
+
+def test_two_sided_zeroth_order_equals_enumeration() -> None:
+    gradients = GRADIENTS[:, :2, :2]
+    z_atoms = [(p, Z) for p, Z in enumeration.gaussian(1, 1, 1.0)]
+
+    def atoms():
+        for pu, U in enumeration.haar_stiefel(2, 1, 1.0):
+            for pv, V in enumeration.sparse_sign(2, 1, 0.7, 3.0):
+                for pz, Z in z_atoms:
+                    yield pu * pv * pz, U @ Z @ V.T
+
+    total, _ = brute(atoms(), gradients, lambda gradient, D: np.sum(gradient * D) * D)
+    left, right = moments("haar_stiefel", 2, 1), moments("sparse_sign", 2, 1, 0.7, sparsity=3.0)
+    assert mse.lr_two_sided(left, right, gradients).total == pytest.approx(total, rel=1e-12)
 
 
 @pytest.mark.parametrize("replacement", [False, True])
