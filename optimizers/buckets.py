@@ -130,14 +130,17 @@ class Bucket:
         tensors = {key: exact(stack([m.state[key] for m in self.members])) if isinstance(v, Tensor) else v for key, v in first.items()}
         return dict.fromkeys(COUNTERS, 0) | tensors
 
-    def write_weights(self, W: list[Tensor], flipped: bool, seed: int | None) -> None:
-        """Give 16-bit and quantised parameters what was changed in float32: rounded to the nearest, or with ``seed`` stochastically."""
+    def write_weights(self, W: list[Tensor], flipped: bool, stochastic: tuple[int, int] | None) -> None:
+        """Give 16-bit and quantised parameters what was changed in float32: rounded to the nearest, or stochastically, by seed and clock of the
+        group: the clock of the parameter's own state begins anew where a method forgets that state, and its draws must not."""
         for member, changed in zip(self.members, W, strict=True):
             layer = getattr(member.p, "quantized", None)
             if layer is None and self.dtype not in SIXTEEN_BIT:
                 continue
-            key = (f"{member.name}.rounding", member.state.get("clock", 0), changed.device)
-            generator = None if seed is None else keyed.generator(seed, *key)
+            generator = None
+            if stochastic is not None:
+                seed, clock = stochastic
+                generator = keyed.generator(seed, f"{member.name}.rounding.{clock}", member.state.get("clock", 0), changed.device)
             if layer is not None:
                 layer.store(_oriented(changed, flipped), generator)
             else:

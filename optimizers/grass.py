@@ -4,9 +4,9 @@
     R = ρ∘G_J;  M, N ← Adam's means of R, R²;  W ← (1 − ηλ)W;  W_J ← W_J − η·α·ρ∘(M̂/(√N̂ + ε))
 
 ``Grass``: the r largest norms, ρ = 1; biased, the other rows are dropped for a period. ``GrassSampled``: r independent draws with
-probabilities q proportional to the norms, ρ = 1/√(rq), so that E[VVᵀ] = I: unbiased, also for the later gradients of the period, at the variance
-of theory/coordinate.py (``weighted_second_moment``). Biased after Adam, which divides the ρ of the sketch out again, whichever is chosen. State:
-2nr + 2r elements (m ≤ n), the indices as 64-bit integers.
+probabilities q proportional to the norms, ρ = 1/√(rq), so that E[VVᵀ] = I on the rows whose norm was not zero: unbiased, also for the later
+gradients of the period as far as they are in such rows, at the variance of theory/coordinate.py (``weighted_second_moment``). Biased after Adam,
+which divides the ρ of the sketch out again, whichever is chosen. State: 2nr + 2r elements (m ≤ n), the indices as 64-bit integers.
 No published code to differ from (the repository holds none). The gradient is whole here, only the state is not.
 """
 

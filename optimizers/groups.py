@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 SIDES = ("smaller", "larger", "left", "right")
 CHOICES: dict[str, tuple[str, ...]] = {
     "states": ("float", "8bit"),
@@ -15,8 +17,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 FINITE = ("threshold",)
 SHARES = ("beta", "beta1", "momentum", "rho", "floor")  # in [0, 1)
+PARTS = ("mu",)  # in [0, 1]
 POSITIVE = ("scale", "keep", "limit", "clip", "relative", "rest_scale", "layers", "largest")
-NOT_NEGATIVE = ("penalty", "pull", "mu", "basis_lr")
+NOT_NEGATIVE = ("penalty", "pull", "basis_lr")
 COUNTS = ("smallest_8bit", "random_from", "level")
 FROM_ONE = ("every", "recalibrate", "kept")
 
@@ -35,6 +38,9 @@ def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...
     for name in SHARES:
         if (value := group.get(name)) is not None and not 0 <= value < 1:
             raise ValueError(f"{call}({name}={value}): must be in [0, 1)")
+    for name in PARTS:
+        if (value := group.get(name)) is not None and not 0 <= value <= 1:
+            raise ValueError(f"{call}({name}={value}): must be in [0, 1]")
     if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
         raise ValueError(f"{call}(betas={group['betas']}): must be two numbers in [0, 1)")
     for name in POSITIVE:
@@ -48,6 +54,16 @@ def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...
         if (value := group.get(name)) is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{call}({name}={value}): must be an integer of at least {least}")
     _check_rank(call, group["rank"], group["params"])
+
+
+def load_exactly(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """After torch's ``load_state_dict``, which casts: every tensor in the precision it was saved in."""
+    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+    mine = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, p in zip(saved, mine, strict=True):
+        for key, value in state_dict["state"].get(index, {}).items():
+            if isinstance(value, torch.Tensor):
+                optimizer.state[p][key] = value.detach().to(p.device, copy=True)
 
 
 def _check_rank(call: str, rank: Any, params: list[Any]) -> None:

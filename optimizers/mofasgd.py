@@ -66,7 +66,7 @@ class MomentumFactors(Basis):
         r = self.size(min(G.shape[-2:]))
         if not isinstance(draw.previous, Factors):
             U, s, V = directions.svd(G)
-            return Factors(U[..., :r].contiguous(), V[..., :r].contiguous(), s[..., :r].clone())
+            return Factors(U[..., :r].contiguous(), V[..., :r].contiguous(), known(s[..., :r], G))
         return followed(draw.previous, G, self.beta)
 
 
@@ -81,7 +81,13 @@ def followed(old: Factors, G: Tensor, beta: float) -> Factors:
         [torch.cat([beta * torch.diag_embed(old.sigma) - U.mT @ GV, eye], -1), torch.cat([eye, torch.zeros_like(eye)], -1)], -2
     )
     A, s, B = directions.svd(R @ core @ T.mT)
-    return Factors((Q @ A[..., :r]).contiguous(), (P @ B[..., :r]).contiguous(), s[..., :r].clone(), old)
+    return Factors((Q @ A[..., :r]).contiguous(), (P @ B[..., :r]).contiguous(), known(s[..., :r], G), old)
+
+
+def known(sigma: Tensor, G: Tensor) -> Tensor:
+    """Singular values (*batch, r), zero where they are rounding errors beside the largest, as numerical ranks are counted: every step is as long along
+    a small one as along a large one."""
+    return torch.where(sigma > sigma[..., :1] * max(G.shape[-2:]) * torch.finfo(G.dtype).eps, sigma, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +98,12 @@ class Spectrum(Inner):
     eps: float = 1e-10
 
     def move(self, state: State, B: Tensor, lr: Rate) -> Move:  # noqa: ARG002
-        known = self.eps < B
-        f = known.to(B.dtype) if self.largest is None else torch.where(known, (1 / B.clamp_min(self.eps)).clamp_max(self.largest), 0.0)
+        positive = self.eps < B
+        f = (
+            positive.to(B.dtype)
+            if self.largest is None
+            else torch.where(positive, (1 / B.clamp_min(self.eps)).clamp_max(self.largest), 0.0)
+        )
         return Move(torch.diag_embed(f), None, lr, lr)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from optimizers.bases import Basis, Draw, Identity
 from optimizers.buckets import Bucket, Member, buckets, members, names, refuse_unusable, stack
 from optimizers.frames import Frame
-from optimizers.groups import check
+from optimizers.groups import check, load_exactly
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
 from optimizers.outputs import DROP, LIFT, Change, Complement, Context, Lift
 from optimizers.storage import FLOAT, EightBit, Storage
@@ -203,7 +203,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
         if group["weight_decay"] and rule.decay_last:
             _scale(W, decay)
         rule.complement.finish(W, context, rate)
-        bucket.write_weights(W, flipped, group["seed"] if group["rounding"] == "stochastic" else None)
+        bucket.write_weights(W, flipped, (group["seed"], group["clock"]) if group["rounding"] == "stochastic" else None)
         state["clock"] += 1
         kept = context.frame.tensors().keys() if state["draws"] == draws and not rule.basis.follows else ()
         bucket.write_state(state, unchanged=kept)
@@ -257,12 +257,7 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every tensor keeps the precision it was saved in."""
         super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        mine = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(saved, mine, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][key] = value.detach().to(p.device, copy=True)
+        load_exactly(self, state_dict)
 
     def state_bytes(self) -> int:
         """Bytes of all live state tensors, each storage counted once."""

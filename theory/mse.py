@@ -77,9 +77,9 @@ def lr(
     m·tr(P)tr(ĜPĜᵀ) + 2tr(ĜP²Ĝᵀ). The mean over Z is ĜP, so q queries give (1/q)(m·E[tr(P)P] + 2E[P²]) + (1 − 1/q)E[P²]
     in the place of E[P²]. Exact for a loss linear along the perturbation, and for the antithetic form on a quadratic.
 
-    ``rows``: m. ``leave_one_out``: from each slope the mean of the other queries' is taken; where the loss itself is one number for all of them, that is
-    what a leave-one-out baseline leaves. It adds E[āᵢ²]E‖D‖² = m·E[tr(P)P]/(q−1) to one query and a factor 1 + 1/(q−1)² to two different ones.
-    ``elsewhere``: Σ E⟨Ĝ_l,D_l⟩² over other parameters that the same queries perturb, ``slope`` of each: it stands in every slope, and is of mean zero.
+    ``rows``: m. ``leave_one_out``: from each slope the mean of the other queries' is taken, in which the loss at W drops out. It adds
+    E[āᵢ²]E‖D‖² = m·E[tr(P)P]/(q−1) to one query and a factor 1 + 1/(q−1)² to two different ones.
+    ``elsewhere``: Σ E⟨Ĝ_l,D_l⟩² over other parameters that the same queries perturb, ``slope`` of each: it stands in every slope, of mean zero.
     As q → ∞ this is ``ipa``; the full-rank (mn+2)‖g‖² of MeZO is r = n with VVᵀ = I.
     """
     if rows < 1 or queries < 1:

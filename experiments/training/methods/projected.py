@@ -68,9 +68,11 @@ class Projected(Full):
             raise WrongInput(
                 f"rank={config.rank} is above the smaller side of some matrices, {smallest}; a frame has as many directions at most"
             )
+        precision = {"states": "8bit" if config.optimizer == "adamw8bit" else "float"}
+        precision["rounding"] = "stochastic" if config.lift == "stochastic" else "nearest"
         groups: list[dict[str, Any]] = [
             {"params": [(names[id(p)], p) for p in self.matrices()], "matrices": True},
-            {"params": [(names[id(p)], p) for p in self.others()], "matrices": False, "rank": None, "betas": BETAS},
+            {"params": [(names[id(p)], p) for p in self.others()], "matrices": False, "rank": None, "betas": BETAS, **precision},
         ]
         given = {option: value for option, field in self.options.items() if (value := getattr(config, field)) is not None}
         common: dict[str, Any] = {
@@ -79,9 +81,9 @@ class Projected(Full):
             "seed": config.seed,
         }
         if config.optimizer == "adamw8bit" or not self.kind.takes(states=None):  # where the method has no precision of its own
-            common["states"] = "8bit" if config.optimizer == "adamw8bit" else "float"
+            common["states"] = precision["states"]
         if config.lift == "stochastic" or not self.kind.takes(rounding=None):
-            common["rounding"] = "stochastic" if config.lift == "stochastic" else "nearest"
+            common["rounding"] = precision["rounding"]
         if not self.kind.takes(betas=BETAS):
             common["betas"] = BETAS
         common |= self.kind.takes(freeze=processes.size() == 1)
