@@ -3,7 +3,8 @@
 ``state``: bytes of live state tensors a matrix, beside the formula of theory/optimizer_state.py. ``path``: what of a mini-batch gradient reaches the
 weight but for the inner rule, against the true gradient g: alignment ⟨E[X], g⟩/‖g‖² with what the method claims of it, squared bias, variance and
 mean squared error over ‖g‖². ``update``: what the weight gets after the nonlinearity, in the last of a period's steps: the cosine of its mean with g
-and with AdamW's mean update on the same gradients, its length beside AdamW's, and its noise.
+and with AdamW's mean update on the same gradients, for methods whose nonlinearity makes singular values equal also with Muon's, its length beside
+AdamW's, and its noise.
 
 Gradients are synthetic, or those of the layers of one block of a LLaMA in training (tiny) or of a trained one (smollm2): ``batches`` mini-batches are
 the population, and their mean is g. Frames were chosen by the first gradient of a period and have aged since; experiments/validation/replicas.py.
@@ -32,6 +33,7 @@ from experiments.validation.replicas import LR, Pair, Replicas, Source
 from optimizers import OPTIMIZERS, Subspace
 from theory import optimizer_state
 
+ORTHOGONAL = ("muon", "trion", "dion", "mofasgd", "gum")  # their nonlinearity on whole gradients is Muon's, the others' AdamW's
 BY_SHARE = ("frugal", "lisa", "badam")  # a share of the matrices has its turn; the others' share is that of the directions
 MATRICES = replicas.TOGETHER  # of one shape, so that a quarter of them can have their turn
 DRAWS = 16 * replicas.TOGETHER  # groups of the jackknife, each of whole turns
@@ -137,11 +139,12 @@ def main(config: Config) -> runs.Run:
         paths: dict[str, list[dict[str, Any]]] = {name: [] for name in config.method}
         for source in _sources(config, run):
             plain = _measured(config, "adamw", source)
+            orthogonal = _measured(config, "muon", source) if set(config.method) & set(ORTHOGONAL) else plain
             for name in config.method:
                 bar.set_postfix_str(f"{source.name} {name}")
-                pair = plain if name == "adamw" else _measured(config, name, source)
+                pair = {"adamw": plain, "muon": orthogonal}.get(name) or _measured(config, name, source)
                 paths[name].append(_path(config, name, source, pair))
-                run.log(paths[name][-1], _update(name, source, pair, plain))
+                run.log(paths[name][-1], _update(name, source, pair, plain, orthogonal if name in ORTHOGONAL else None))
                 bar.update()
         run.log(*(_promise(rows) for name, rows in paths.items() if name in CLAIMS))
     run.finish()
@@ -220,7 +223,7 @@ def _promise(paths: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {"resolution": resolution, "holds": abs(z) < 5 and everywhere and resolution <= 1}
 
 
-def _update(name: str, source: Source, pair: Pair, plain: Pair) -> dict[str, Any]:
+def _update(name: str, source: Source, pair: Pair, plain: Pair, orthogonal: Pair | None) -> dict[str, Any]:
     """Cosines, length and noise of the mean update, with jackknife errors over groups of draws, which every method has had the same gradients in.
 
     Products of means are of different groups, which are independent: those of one would add their noise to its length.
@@ -245,6 +248,11 @@ def _update(name: str, source: Source, pair: Pair, plain: Pair) -> dict[str, Any
         "length_over_adamw": lambda keep: over(norm(own, keep), norm(full, keep)),
         "noise_over_mean": lambda keep: over(max(0.0, float(deviation[keep].mean()) - apart(gram, keep)) ** 0.5, norm(own, keep)),
     }
+    if orthogonal is not None:
+        assert orthogonal.update.group_means is not None
+        C = orthogonal.update.group_means.flatten(1)
+        with_muon, muon = (A @ C.T).cpu(), (C @ C.T).cpu()
+        statistics["cosine_with_muon"] = lambda keep: over(apart(with_muon, keep), norm(own, keep) * norm(muon, keep))
     row: dict[str, Any] = {"kind": "update", "method": name, "layer": source.name}
     for key, statistic in statistics.items():
         found = jackknife(statistic, len(A))

@@ -2,12 +2,13 @@
 
     every K steps: the next layer in the order, or a random one;   Adam on its matrices, whose moments begin anew; the others stand still
 
-Block coordinate descent: every gradient is exact in its block and absent elsewhere. State: 2mn elements for one of L layers, 2mn/L on average; with
-``freeze`` gradients as well.
+Block coordinate descent: every gradient is exact in its block and absent elsewhere, biased in a period; over the turns of all blocks its mean is the
+gradient over the number of blocks, a factor that Adam does not see. Groups without rank, embeddings and head, always train. State: 2mn elements for
+one of L layers, 2mn/L on average; with ``freeze`` gradients as well.
 
-``order``: "descending" as published, "ascending", or "random", independent draws. Differs from the published code: no float32 copy of the
-block's 16-bit weights (``rounding="stochastic"`` protects them), a random order draws anew instead of reshuffling, and the first turn is as long as
-the others, there a step shorter.
+``order``: "descending" as published, "ascending", or "random", independent draws. Differs from the published code: no float32 copy of the block's
+16-bit weights (``rounding="stochastic"`` protects them), a random order draws anew, as LISA's does, instead of reshuffling, embeddings and head are
+not left out, and the first turn is as long as the others, there a step shorter.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ Unbiased because Ĝ = ḠVVᵀ with Ḡ the mean gradient, V does not look at gr
 draw adds ‖Ḡ‖²(n/r − 1) for laws with orthonormal columns (theory/haar_stiefel.py), for any p; as many numbers of the other side would add as much.
 Sent: mr numbers in the place of mn, in one all-reduce with all that is not compressed. Kept: nothing; V comes from its key (seed, name, draw).
 
-``feedback`` takes c = r/n, so that VVᵀ projects, and on each worker v = G_w + e;  B = (1/p)Σ_w vV;  e ← v − vVVᵀ: biased at every step and repaired,
-Σ_t Ĝ = Σ_t Ḡ − (mean of e); mn numbers a worker (float32), and V must be drawn anew. An unbiased law needs none of it. Steps η on ½‖x‖² with noise
-σ² end at E‖x‖² = ησ²/(2 − η(2/κ − 1)), κ = r/n; without feedback at ησ²/(2κ − η): it has the noise of whole gradients for small steps, and is stable
-below η = 2κ/(2 − κ) only, not 2κ.
+``feedback`` takes c = r/n, so that VVᵀ projects where the law's columns are orthonormal, as they must be for it, and on each worker v = G_w + e;  B =
+(1/p)Σ_w vV;  e ← v − vVVᵀ: biased at every step and repaired, Σ_t Ĝ = Σ_t Ḡ − (mean of e); mn numbers a worker (float32), and V must be drawn anew.
+An unbiased law needs none of it. Steps η on ½‖x‖² with noise σ² end at E‖x‖² = ησ²/(2 − η(2/κ − 1)), κ = r/n; without feedback at ησ²/(2κ − η): it
+has the noise of whole gradients for small steps, and is stable below η = 2κ/(2 − κ) only, not 2κ.
 
 PowerSGD (arXiv 1905.13727): P = orth(Σ_w vQ), Q ← (1/p)Σ_w vᵀP, Ĝ = PQᵀ, Q of the step before. Biased, so it needs feedback; sends (m + n)r in two
 all-reduces, one after the other, and keeps mn + (m + n)r. torch's e is v − Ĝ, by bucket; here it is the worker's own, by name, so ``start`` may be 0.
@@ -79,6 +79,10 @@ class LawState:
             )
         if self.feedback and self.c != 1:
             raise ValueError(f"{call}: c={self.c:g} with feedback, which sets c = r/n itself")
+        if self.feedback and not _projects(self.law):
+            raise ValueError(
+                f"{call}: feedback with a law whose VVᵀ is no projection at c = r/n; take HaarStiefel, Coordinate, or a transform"
+            )
         if not any(self.law_of(p.shape) for p in self.names):
             raise ValueError(f"{call}: no matrix to compress (min_compression={self.min_compression:g}, {len(self.names)} parameters)")
 
@@ -121,6 +125,12 @@ def upright(G: Tensor) -> Tensor:
     """A tensor as its matrix m×n with n ≤ m."""
     M = G.flatten(1)
     return M if M.shape[0] >= M.shape[1] else M.mT
+
+
+def _projects(law: type[Law]) -> bool:
+    """Whether VᵀV = I at c = r/n, in a draw of as many columns as there are dimensions: repeated or slanted ones show."""
+    V = law(n=8, rank=8, c=1.0).sample(generator=keyed.generator(0, "projects", 0), dtype=torch.float64)
+    return bool(torch.allclose(V.mT @ V, torch.eye(8, dtype=torch.float64)))
 
 
 def law_hook(

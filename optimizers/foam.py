@@ -7,7 +7,7 @@ Full-rank, unbiased as a path (Eb + D = G), biased after the root. What varies w
 block: a permutation of them is another method. State: 2mn/2ˡ elements, rounded up to whole blocks a row.
 
 Differs from the published code, which has no licence and was not read but is described: that averages squares for N in the place of squaring
-averages, fills the last block up with zeros, and lets W decay after the step.
+averages, fills the last block up with zeros, and lets W decay after the step. Bias correction is the published code's, none of the paper's text.
 """
 
 from __future__ import annotations

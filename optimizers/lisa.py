@@ -3,7 +3,8 @@
     every K steps: γ of the L layers, uniformly without replacement;   AdamW on their matrices, whose moments begin anew; the others stand still
 
 Biased in a period, unbiased up to γ/L in the choice of layers: E over periods of the gradient that is used is (γ/L)·G, a factor that AdamW does not
-see. State: 2mn elements while a layer has its turn, 2mn·γ/L on average; with ``freeze`` gradients as well.
+see; its variance is that of a matrix that is there with probability p = γ/L, p(1 − p)‖G‖². State: 2mn elements while a layer has its turn, 2mn·γ/L on
+average; with ``freeze`` gradients as well.
 
 Which parameters are always trained is the caller's: groups without rank (``split_parameters``). Differs from the published code: that only switches
 ``requires_grad`` and keeps the moments of layers that have had their turn.

@@ -85,8 +85,8 @@ def followed(old: Factors, G: Tensor, beta: float) -> Factors:
 
 
 def known(sigma: Tensor, G: Tensor) -> Tensor:
-    """Singular values (*batch, r), zero where they are rounding errors beside the largest, as numerical ranks are counted: every step is as long along
-    a small one as along a large one."""
+    """Singular values (*batch, r), zero where they are rounding errors beside the largest, as numerical ranks are counted: a step is as long along a
+    small one as along a large one."""
     return torch.where(sigma > sigma[..., :1] * max(G.shape[-2:]) * torch.finfo(G.dtype).eps, sigma, 0.0)
 
 

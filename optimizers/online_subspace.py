@@ -9,8 +9,8 @@ mr + 2nr + 2mr elements (m ≤ n), with ``basis="sgd"`` mr + 2nr.
 
 ``basis_lr``: η_V over η, and ``penalty``: λ_V; the paper varies both, 0.5 and 0.1 are ours. At η = 0.01 that is the η_V of the published code; the
 paper's 5 moves every number of V by 0.05 a step under Adam, as much as the numbers of an orthonormal V of 400 rows are large, and V is lost
-until the penalty has brought it back. ``variant="reference-code"``: no penalty, η_V = 1/``every`` scaled as the schedule scales η, a decay of 0.01 on V; ε before the bias correction and decay of W after the step, as in GaLore's code. Its Lion and Adafactor
-for V are left out.
+until the penalty has brought it back. ``variant="reference-code"``: no penalty, η_V = 1/``every`` scaled as the schedule scales η, a decay of 0.01
+on V; ε before the bias correction and decay of W after the step, as in GaLore's code. Its Lion and Adafactor for V are left out.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
     (`outlier_shares`)
 
 Biased as GaLore, and by the unequal chances of the layers, which are not paid back. State: mr + 2nr elements while a layer has its turn; with
-``freeze`` gradients as well.
+``freeze`` gradients as well. Weights that were drawn and not yet trained have no outliers: all chances are equal then, and as the shares are counted
+once, when the group is added, they stay so.
 
 Differs from the published code, which has no licence and was not read but is described: a layer's directions are chosen at the beginning of its
 turn, there every 100 steps of it.
@@ -51,6 +52,8 @@ class OwLore(LayerSampling):
         super().__init__(params, lr, own, seed=seed, **options)
 
     def order(self, group: dict[str, Any]) -> tuple[Any, Any]:
+        if isinstance(group["weights"], str) and group["weights"] != "outliers":
+            raise ValueError(f'OwLore(weights={group["weights"]!r}): must be "outliers", numbers, or None')
         if group["weights"] == "outliers":
             group["weights"] = outlier_shares(zip(names(self, group), group["params"], strict=True))
         return "random", group["weights"]

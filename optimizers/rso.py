@@ -7,8 +7,8 @@
 
 The sketch is unbiased, with the variance of theory/gaussian.py; the term μB and Adam bias the update. State: mr + 3nr elements (m ≤ n), the sum B of
 the steps included, mr + 2nr for μ = 0. With μ = 0 this is the Gaussian law of LowRank-IPA with lifts at every step (``lowrank pretrain --law gaussian
---state reset``), there without the full gradient.
-No published code was read.
+--state reset``), there without the full gradient. ``pull`` is μ, 0 unless given: what μ the paper trains with is not known to us, and any other
+number would be ours. It pulls at B, the sum of the steps, of which W gets α·BVᵀ. No published code was read.
 """
 
 from __future__ import annotations

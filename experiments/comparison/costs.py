@@ -34,23 +34,22 @@ SMALL = 1e-6
 def measured(chosen: Mapping[Contender, pretrain.Config], device: torch.device, steps: int, quiet: bool) -> list[dict[str, Any]]:
     """A row a contender, of its ``steps`` after the first: seconds of a ``step``, of its ``update`` alone, of a ``refresh`` (None: there is none),
     ``amortised``, and the ratio of that to full AdamW's if that is there; ``peak_bytes`` of a step with a refresh, tables that optimizers share
-    included; ``state_bytes`` after the last step, without them."""
+    included; ``state_bytes`` the largest after a step, without them."""
     peaks = {one: _peaks(trial, device) for one, trial in chosen.items()}
     sides = {one: Stepper(replace(trial, lr=SMALL, other_lr=SMALL, refresh_every=EVERY), device) for one, trial in chosen.items()}
     times: dict[Contender, list[tuple[float, float, bool]]] = {one: [] for one in chosen}
+    held = dict.fromkeys(chosen, 0)  # a layer's state is gone when its turn ends
     with runs.progress(1 + steps, "cost", quiet) as bar:
         for t in range(1 + steps):
             for one, side in sides.items():
                 before = side.method.subspaces(side.optimizers[0])
                 spent = timed(side.gradients, device), timed(side.update, device)
+                held[one] = max(held[one], cost.state_bytes(side.optimizers))
                 if t:
                     new = any(now > then for then, now in zip(before, side.method.subspaces(side.optimizers[0]), strict=True))
                     times[one].append((sum(spent), spent[1], new))
             bar.update()
-    rows = [
-        _row(one, times[one], chosen[one].refresh_every) | peaks[one] | {"state_bytes": cost.state_bytes(sides[one].optimizers)}
-        for one in chosen
-    ]
+    rows = [_row(one, times[one], chosen[one].refresh_every) | peaks[one] | {"state_bytes": held[one]} for one in chosen]
     full = next((row["amortised"] for row, one in zip(rows, chosen, strict=True) if one.method == "adamw"), None)
     return [row | {"over_adamw": row["amortised"] / full if full else None} for row in rows]
 

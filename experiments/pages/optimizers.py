@@ -82,6 +82,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
             "error": f"{row['mse']:.2f} ± {row['mse_error']:.2f}",
             "update·g": f"{row['cosine_with_gradient']:.2f} ± {row['cosine_with_gradient_error']:.2f}",
             "·AdamW": f"{row['cosine_with_adamw']:.2f} ± {row['cosine_with_adamw_error']:.2f}",
+            "·Muon": _known(row, "cosine_with_muon"),
             "noise": f"{row['noise_over_mean']:.2f} ± {row['noise_over_mean_error']:.2f}",
         }
         for name, row in merged.items()
@@ -108,6 +109,11 @@ def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return merged
 
 
+def _known(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    return "" if value is None or value != value else f"{value:.2f} ± {row[f'{key}_error']:.2f}"
+
+
 def _claimed(row: dict[str, Any]) -> str:
     claim = row.get("claim")
     return "" if claim is None or claim != claim else f" ({claim:g})"
@@ -119,7 +125,8 @@ EXPLANATION = (
     "(b) a float64 transcription of the rule, (c) the published package side by side, (d) recorded runs of the published code: tests passed "
     "of all. Path: what the frame passes on of a mini-batch gradient, lifted back; its mean is ⟨E[X], g⟩/‖g‖² with what the method promises in "
     "brackets; bias², variance and their sum, the error, are over ‖g‖² (bias² is an unbiased estimate, and may come out below zero). Update: "
-    "what the weight gets after the nonlinearity; cosines of its mean with g and with AdamW's mean update, noise over its mean. Of several layers: "
+    "what the weight gets after the nonlinearity; cosines of its mean with g, with AdamW's mean update, and where the nonlinearity makes singular "
+    "values equal also with Muon's, noise over its mean. Of several layers: "
     "errors are summed, over Σ‖g‖²; what is of updates are means over layers."
 )
 

@@ -71,7 +71,8 @@ def _badam(ps: list[nn.Parameter], rank: int, every: int) -> torch.optim.Optimiz
 
 
 CODE = {"variant": "reference-code"}
-PACKAGES: dict[str, tuple[str, Made, dict[str, Any]]] = {  # method → package, how it is made, our options for the same rule
+PACKAGES: dict[str, tuple[str, Made, dict[str, Any]]] = {  # method, and which form → package, how it is made, our options for the same rule
+    "galore exact": ("galore_torch", _grouped("galore_torch", "GaLoreAdamW", scale=0.25), CODE | {"basis": "exact"}),
     "galore": ("galore_torch", _grouped("galore_torch", "GaLoreAdamW", scale=0.25), CODE | {"basis": "randomized"}),
     "fira": ("fira", _grouped("fira", "FiraAdamW", alpha=0.25), CODE),
     "apollo": ("apollo_torch", _grouped("apollo_torch", "APOLLOAdamW", proj="random", scale_type="channel", scale=1.0), CODE),

@@ -91,13 +91,13 @@ def _alone(name: str, matrices: Matrices, ratio: float, repeats: int) -> dict[st
 def _beside(name: str, matrices: Matrices, repeats: int) -> list[dict[str, Any]]:
     """A step over that of the package, and a step with its share of the refresh over the package's."""
     package, made, ours = PACKAGES[name]
+    kind, period = OPTIMIZERS[name.split()[0]], _period(name.split()[0])
     mine, theirs = (replace(matrices, parameters=[nn.Parameter(p.detach().clone()) for p in matrices.parameters]) for _ in range(2))
     other: Made = lambda every: made(theirs.parameters, matrices.rank, every)  # noqa: E731
     try:
-        peer = other(NEVER if _period(name) else 1)
+        peer = other(NEVER if period else 1)
     except ImportError:
         return []
-    kind, period = OPTIMIZERS[name], _period(name)
     named = list(zip(matrices.names, mine.parameters, strict=True)) if kind is BAdam else mine.parameters
     make: Made = lambda every: kind(named, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
     optimizer = make(NEVER if period else 1)

@@ -79,6 +79,17 @@ def test_weights_in_codes(text: Path, tmp_path: Path) -> None:
     assert all(type(made.model.get_submodule(name.removesuffix(".weight"))) is Int8Linear for name in matrices if ".layers." in name)
 
 
+def test_what_is_not_projected_is_trained_alike_by_all(trainer: Callable[..., Trainer]) -> None:
+    """Also by Q-GaLore, whose own states have 8 bits: AdamW's in float32, unless all states are to have 8."""
+    for optimizer, kept in (("adamw", {torch.float32}), ("adamw8bit", {torch.uint8, torch.float32})):
+        for method in ("galore", "q_galore"):
+            made = trainer(method=method, rank=16, optimizer=optimizer)
+            made._step()
+            state = made.optimizers[0].state
+            large = [p for p in made.method.others() if p.numel() > 4096]
+            assert large and {v.dtype for p in large for v in state[p].values() if isinstance(v, torch.Tensor)} == kept
+
+
 def test_fields_reach_the_optimizer(trainer: Callable[..., Trainer]) -> None:
     made = trainer(method="galore", rank=8, alpha=0.7, variant="reference-code", refresh_every=5, other_lr=1e-4, lr=2e-2, weight_decay=0.1)
     matrices, others = made.optimizers[0].param_groups

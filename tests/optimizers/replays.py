@@ -245,8 +245,10 @@ def method_of(run: Run) -> str:
 
 
 def name_of(run: Run) -> str:
-    """The method in the registry."""
+    """The method in the registry whose rule the run is: some of another method's options are GaLore."""
     method = method_of(run)
+    if OPTIONS[method](run, run["hyper"])[0] is GaLore:
+        return "galore"
     return "apollo_mini" if run["method"].startswith("apollo_mini") else OURS.get(method, method)
 
 

@@ -396,6 +396,8 @@ def test_nan_arrives(generator: torch.Generator) -> None:
         ({"c": 0.0}, "c must be positive"),
         ({"every": 2, "feedback": True}, "every=2 with feedback, which needs a new V at every step"),
         ({"c": 0.5, "feedback": True}, "c=0.5 with feedback, which sets c = r/n itself"),
+        ({"law": Gaussian, "feedback": True}, "feedback with a law whose VVᵀ is no projection"),
+        ({"law": LAWS["coordinate_replacement"], "feedback": True}, "no projection at c = r/n"),
         ({"rank": 6}, "no matrix to compress .min_compression=1, 2 parameters"),
     ],
 )

@@ -269,3 +269,22 @@ def test_foam_of_gradients_that_are_equal_in_blocks_is_adam_of_one_of_them() -> 
             first.step()
         second.step()
     torch.testing.assert_close(p.detach()[:, order], s.detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.check("a", "online_subspace")
+def test_v_keeps_what_it_has_found_at_the_default_rate_and_not_at_ten_times_that() -> None:
+    """A wide matrix whose gradients keep to 16 directions, at r = 16: V of the first gradient holds all of each, and must go on holding it."""
+    g = torch.Generator().manual_seed(0)
+    signal = torch.randn(16, 512, generator=g)
+    gradients = [torch.randn(512, 16, generator=g) @ signal for _ in range(10)]
+
+    def held(**options: Any) -> float:
+        p = torch.nn.Parameter(torch.zeros(512, 512))
+        optimizer = OnlineSubspaceDescent([p], rank=16, **options)
+        for G in gradients:
+            p.grad = G
+            optimizer.step()
+        Q = torch.linalg.qr(optimizer.state[p]["V"])[0]
+        return float((gradients[-1] @ Q).square().sum() / gradients[-1].square().sum())
+
+    assert held() > 0.99 and held(basis_lr=5.0) < 0.9

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from optimizers import LISA, BAdam, GaLore, OwLore, outlier_shares
+from estimators import keyed
+from optimizers import LISA, BAdam, GaLore, OwLore, buckets, outlier_shares
 from optimizers.frames import Dense
 from optimizers.sampling import LayerSampling, units
 from optimizers.selections import in_turn
@@ -260,6 +262,37 @@ def test_several_processes_must_not_freeze(kind: Any, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match=r"cannot be averaged over processes; use freeze=False"):
         kind([nn.Parameter(torch.zeros(4, 6))])
     assert kind([nn.Parameter(torch.zeros(4, 6))], freeze=False).param_groups
+
+
+def test_owlore_knows_one_word() -> None:
+    with pytest.raises(ValueError, match="weights='outlier'"):
+        OwLore(list(named().items()), rank=2, weights="outlier")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.check("a", "badam")
+@pytest.mark.check("a", "lisa")
+@pytest.mark.check("a", "owlore")
+@pytest.mark.parametrize("kind", [BAdam, LISA, OwLore])
+def test_rounding_is_drawn_anew_in_every_turn(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States begin anew with a turn and draws must not: no key comes twice for one weight, and a drift below the spacing of bfloat16 arrives."""
+    seen: list[tuple[Any, ...]] = []
+
+    def generator(*key: Any) -> torch.Generator:
+        seen.append(key[:3])
+        return keyed.generator(*key)
+
+    monkeypatch.setattr(buckets, "keyed", SimpleNamespace(generator=generator))
+    p = nn.Parameter(torch.ones(8, 8, dtype=torch.bfloat16))
+    options: dict[str, Any] = {"lr": 1e-4, "rank": 8, "every": 2, "layers": 1, "rounding": "stochastic", "freeze": False}
+    optimizer = kind([("layers.0.weight", p)], **options)
+    for _ in range(40):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert len(set(seen)) == len(seen) == 40
+    moved = 1 - p.detach().double()
+    if kind is not OwLore:  # there only what its frame passes on moves
+        error = (40 * 1e-4 * 2**-8) ** 0.5 / 8  # a step of s in a grid of h has the variance hs at most; 40 steps, 64 weights
+        assert abs(float(moved.mean()) - 40 * 1e-4) < 5 * error
 
 
 def test_outlying_layers_are_likelier_by_default() -> None:

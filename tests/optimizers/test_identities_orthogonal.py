@@ -317,3 +317,18 @@ def test_mofasgd_of_full_rank_steps_along_the_polar_factor_of_the_momentum(shape
         U, _, Vh = torch.linalg.svd(M, full_matrices=False)
         W = (1 - 0.01 * 0.1) * W - 0.01 * U @ Vh
         torch.testing.assert_close(p.detach(), W, rtol=0, atol=1e-10)
+
+
+@pytest.mark.check("a", "mofasgd")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mofasgd_makes_no_step_along_rounding_errors(dtype: torch.dtype) -> None:
+    """A gradient of rank one at r = 8: the step is ηuvᵀ, of length η, at every step; singular values that are rounding would each add as much."""
+    g = torch.Generator().manual_seed(0)
+    u, v = torch.randn(40, 1, generator=g, dtype=dtype), torch.randn(1, 60, generator=g, dtype=dtype)
+    p = torch.nn.Parameter(torch.zeros(40, 60, dtype=dtype))
+    optimizer = MoFaSGD([p], lr=1.0, rank=8)
+    for _ in range(5):
+        before = p.detach().clone()
+        p.grad = 30 * u @ v
+        optimizer.step()
+        torch.testing.assert_close(before - p.detach(), u @ v / (u.norm() * v.norm()), rtol=0, atol=1e-5)

@@ -89,6 +89,7 @@ def test_a_refused_group_is_not_added() -> None:
     "method, option, value",
     [
         ("trion", "mu", -0.5),
+        ("dion", "mu", 1.5),
         ("foam", "level", -1),
         ("coap", "recalibrate", 0),
         ("online_subspace", "penalty", -1.0),

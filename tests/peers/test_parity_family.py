@@ -6,6 +6,7 @@ The other methods are verified in the other ways (tests/optimizers).
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -120,7 +121,7 @@ def test_q_galore_torch(shape: tuple[int, int], smallest: int, decay: float, mon
 @pytest.mark.check("c", "q_galore")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_q_galore_torch_doubles_its_period(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After any cosine, with a threshold below all of them: refreshes at 0, 3, 6, 12 and 24."""
+    """After any cosine, with a threshold below all of them: refreshes at 0, 3, 6, 12 and 24, from the package's gaps; by our rule too."""
     p, q = pair(shape)
     peer = q_galore(q, monkeypatch, update_proj_gap=3, queue_size=1, cos_threshold=-1.0)
     ours, asked = QGaLore([p], lr=0.01, rank=RANK, every=3, scale=0.25, kept=1, threshold=-1.0, variant="reference-code"), []
@@ -132,6 +133,13 @@ def test_q_galore_torch_doubles_its_period(shape: tuple[int, int], monkeypatch: 
     ours.inject = given
     assert apart(ours, p, peer, q) < ROUNDING
     assert asked == [0, 3, 6, 12, 24]
+    (r,) = (torch.nn.Parameter(torch.zeros(shape)),)
+    alone, gaps = QGaLore([r], lr=0.01, rank=RANK, every=3, kept=1, threshold=-1.0, variant="reference-code"), []
+    for G in gradients(shape)[:25]:
+        r.grad = G
+        alone.step()
+        gaps.append(alone.state[r]["gap"])
+    assert [t for t, (old, new) in enumerate(itertools.pairwise([0, *gaps])) if old != new] == [0, 3, 6, 12, 24]
 
 
 @pytest.mark.check("c", "q_galore")
