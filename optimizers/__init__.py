@@ -24,6 +24,9 @@ from optimizers.grass import Grass, GrassSampled
 from optimizers.gum import GUM
 from optimizers.ldadam import LDAdam
 from optimizers.lisa import LISA
+from optimizers.lowrank_lr import LowRankLR
+from optimizers.lozo import LOZO
+from optimizers.mezo import MeZO
 from optimizers.mofasgd import MoFaSGD
 from optimizers.muon import Muon
 from optimizers.online_subspace import OnlineSubspaceDescent
@@ -36,7 +39,9 @@ from optimizers.rso import RSO
 from optimizers.spectral_adam import SpectralAdam
 from optimizers.split import split_parameters
 from optimizers.subspace import Rule, Subspace
+from optimizers.subzero import SubZero
 from optimizers.trion import Trion
+from optimizers.zeroth import ZerothOrder
 
 OPTIMIZERS: dict[str, type[Subspace]] = {
     "galore": GaLore,
@@ -68,13 +73,22 @@ OPTIMIZERS: dict[str, type[Subspace]] = {
     "badam": BAdam,
 }
 
+ZEROTH_ORDER: dict[str, type[ZerothOrder]] = {
+    "lowrank_lr": LowRankLR,
+    "mezo": MeZO,
+    "lozo": LOZO,
+    "subzero": SubZero,
+}
+
 __all__ = [
     "COAP",
     "FOAM",
     "GUM",
     "LISA",
+    "LOZO",
     "OPTIMIZERS",
     "RSO",
+    "ZEROTH_ORDER",
     "Apollo",
     "ApolloMini",
     "BAdam",
@@ -91,6 +105,8 @@ __all__ = [
     "Int8Linear",
     "LDAdam",
     "LawState",
+    "LowRankLR",
+    "MeZO",
     "MoFaSGD",
     "Muon",
     "OnlineSubspaceDescent",
@@ -100,8 +116,10 @@ __all__ = [
     "QGaLore",
     "Rule",
     "SpectralAdam",
+    "SubZero",
     "Subspace",
     "Trion",
+    "ZerothOrder",
     "float_weights",
     "int8_weights",
     "law_hook",
