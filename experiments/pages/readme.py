@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,7 @@ def updates_table(results: Path = RESULTS) -> str:
     if not file.exists():
         return "not yet run"
     rows = pd.read_csv(file)
+    everywhere = rows["matrices"].max() if "matrices" in rows else math.nan
     config = json.loads((results / "bench" / "60m-optimizers.json").read_text(encoding="utf-8"))
     lines = [
         f"Update of the matrices of LLaMA-{config['config']['model'].upper()} at r = {config['config']['rank']:g} of the smaller dimension, "
@@ -97,8 +99,9 @@ def updates_table(results: Path = RESULTS) -> str:
     ]
     own = rows.over == "two products"
     for row in records(pd.DataFrame(rows[~own | rows.target.notna()])):
+        where = f", {row['matrices']:.0f} matrices" if row.get("matrices", math.nan) < everywhere else ""
         limit = "" if pd.isna(row["target"]) else f"{row['target']:g}" + ("" if row["holds"] in (True, "True") else ", missed")
-        lines.append(f"| `{row['name']}` | {row['over']} | {row['ratio']:.3f}×{_spread(row)} | {limit} |")
+        lines.append(f"| `{row['name']}` | {row['over']}{where} | {row['ratio']:.3f}×{_spread(row)} | {limit} |")
     lines += ["", "| method | update over two products | update ms | refresh ms | K | amortised ms |", "|---|---|---|---|---|---|"]
     for row in records(pd.DataFrame(rows[own])):
         refresh, period = ("", "") if pd.isna(row["refresh"]) else (f"{1e3 * row['refresh']:.0f}", f"{row['period']:.0f}")

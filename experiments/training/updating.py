@@ -2,7 +2,8 @@
 
 Gradients are those of the preset's own model on text, a few AdamW steps apart, so that the randomized refresh meets what it meets in training:
 directions that were right some steps ago. A step is between refreshes; a refresh is what one adds to it, and amortised is a step and its share of
-the refresh over the method's own default period. Packages that are not installed have no rows.
+the refresh over the method's own default period. Packages that are not installed have no rows; one that takes PATIENCE seconds for the matrices of a
+single block (torch's Muon on a processor without 16-bit products) is compared on them alone, in FEWEST pairs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from optimizers import OPTIMIZERS, BAdam, GaLore
 PRODUCTS_LIMIT, REFRESH_LIMIT, PACKAGE_LIMIT, ENERGY = 1.25, 0.1, 1.0, 0.99
 NEVER = 10**9
 BEFORE, BETWEEN = 10, 10  # AdamW steps before the first gradient that is kept, and from it to the second
+PATIENCE, FEWEST, BLOCK = 3.0, 5, 7  # seconds; pairs; matrices of a LLaMA block
 REFRESHES = 3  # of each of the two gradients, timed; the six are a whole cycle of COAP's
 
 Made = Callable[[int], torch.optim.Optimizer]  # from the steps between two refreshes
@@ -40,6 +42,11 @@ class Matrices:
     second: list[Tensor]
     rank: int
     device: torch.device
+
+    def copies(self, count: int | None = None) -> Matrices:
+        """The first ``count`` of them, with parameters of their own."""
+        own = [nn.Parameter(p.detach().clone()) for p in self.parameters[:count]]
+        return replace(self, names=self.names[:count], parameters=own, first=self.first[:count], second=self.second[:count])
 
     def refresh(self, make: Made) -> float:
         """Seconds that a refresh adds to a step, on average, from the directions of the one gradient to those of the other."""
@@ -92,22 +99,24 @@ def _beside(name: str, matrices: Matrices, repeats: int) -> list[dict[str, Any]]
     """A step over that of the package, and a step with its share of the refresh over the package's."""
     package, made, ours = PACKAGES[name]
     kind, period = OPTIMIZERS[name.split()[0]], _period(name.split()[0])
-    mine, theirs = (replace(matrices, parameters=[nn.Parameter(p.detach().clone()) for p in matrices.parameters]) for _ in range(2))
-    other: Made = lambda every: made(theirs.parameters, matrices.rank, every)  # noqa: E731
     try:
-        peer = other(NEVER if period else 1)
+        count, repeats = (BLOCK, FEWEST) if _slow(made, matrices.copies(BLOCK), period) else (None, repeats)
     except ImportError:
         return []
+    mine, theirs = matrices.copies(count), matrices.copies(count)
+    other: Made = lambda every: made(theirs.parameters, matrices.rank, every)  # noqa: E731
+    peer = other(NEVER if period else 1)
     named = list(zip(matrices.names, mine.parameters, strict=True)) if kind is BAdam else mine.parameters
     make: Made = lambda every: kind(named, 1e-3, **kind.takes(rank=matrices.rank, every=every), **ours)  # noqa: E731
     optimizer = make(NEVER if period else 1)
-    lent = [G.clone() for G in matrices.second]  # some packages write on the gradients
+    lent = [G.clone() for G in theirs.second]  # some packages write on the gradients
     base, row = pairs(
         lambda: _stepped(peer, theirs.parameters, lent),
-        {name: lambda: _stepped(optimizer, mine.parameters, matrices.second)},
+        {name: lambda: _stepped(optimizer, mine.parameters, mine.second)},
         matrices.device,
         repeats,
     )
+    row |= {"matrices": len(mine.parameters)}
     found = [row | {"over": package, "target": PACKAGE_LIMIT, "holds": row["ratio"] <= PACKAGE_LIMIT}]
     if period:
         refresh, peers = mine.refresh(make), theirs.refresh(other)
@@ -116,6 +125,13 @@ def _beside(name: str, matrices: Matrices, repeats: int) -> list[dict[str, Any]]
         shared |= {"refresh": refresh, "peer_refresh": peers, "period": period}
         found.append(shared | {"over": package, "target": PACKAGE_LIMIT, "holds": ratio <= PACKAGE_LIMIT})
     return found
+
+
+def _slow(made: Callable[..., torch.optim.Optimizer], block: Matrices, period: int | None) -> bool:
+    """Whether a step of the package takes PATIENCE for one block, refreshes apart. Raises ``ImportError`` where it is not installed."""
+    peer = made(block.parameters, block.rank, NEVER if period else 1)
+    step = lambda: _stepped(peer, block.parameters, [G.clone() for G in block.second])  # noqa: E731
+    return timed(step, block.device) > PATIENCE and timed(step, block.device) > PATIENCE
 
 
 def _stepped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], some: list[Tensor]) -> None:
