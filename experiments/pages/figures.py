@@ -27,7 +27,7 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "top_svd": "#000000",
     "fixed_basis": "#7F7F7F",
     "adamw": "#882255",
-    "lora": "#7F7F7F",
+    "lora": "#332288",
     "relora": "#B15928",
 }
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
@@ -59,10 +59,10 @@ def colour(law: str) -> str:
 
 
 def marker(law: str) -> str:
-    """Of a law; variants share an open square; the optimizers in a frame take turns, and those of one colour have different ones."""
+    """Of a law; variants share an open square; the optimizers in a frame take turns, and no two, nor one and a law, have colour and marker in common."""
     if law in OPTIMIZERS and law not in MARKERS:
         rounds, place = divmod(list(OPTIMIZERS).index(law), len(PALETTE))
-        return list(MARKERS.values())[(place + rounds) % len(MARKERS)]
+        return list(MARKERS.values())[(place + rounds + 1) % len(MARKERS)]  # a law has the marker of its own place
     return MARKERS.get(law, "s")
 
 

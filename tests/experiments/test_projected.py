@@ -165,7 +165,8 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
 
 
 def test_runs_of_every_method_have_a_colour_and_a_report(text: Path, tmp_path: Path) -> None:
-    assert len({(figures.colour(name), figures.marker(name)) for name in OPTIMIZERS}) == len(OPTIMIZERS)
+    everyone = [*figures.PALETTE, *OPTIMIZERS]
+    assert len({(figures.colour(name), figures.marker(name)) for name in everyone}) == len(everyone)
     run = pretrain.main(few(text, tmp_path, method="galore", rank=8))
     memory_run = memory.main(memory.Config(runs_dir=tmp_path))
     page = report.main(report.Config(run=(run.path, memory_run.path), out=tmp_path / "report.html")).read_text(encoding="utf-8")
