@@ -59,7 +59,7 @@ def colour(law: str) -> str:
 
 
 def marker(law: str) -> str:
-    """Of a law; variants share an open square; the optimizers in a frame take turns, and no two, nor one and a law, have colour and marker in common."""
+    """Of a law; variants share an open square; the optimizers in a frame take turns. No two, nor one and a law, have colour and marker in common."""
     if law in OPTIMIZERS and law not in MARKERS:
         rounds, place = divmod(list(OPTIMIZERS).index(law), len(PALETTE))
         return list(MARKERS.values())[(place + rounds + 1) % len(MARKERS)]  # a law has the marker of its own place
