@@ -63,9 +63,9 @@ def check(call: str, epsilon: float, form: str, queries: int) -> None:
         raise ValueError(f"{call}: leave_one_out needs at least 2 queries, the others 1")
 
 
-def slopes(form: Form, there: Float[Tensor, queries * batch], other: Tensor | None, epsilon: float) -> Float[Tensor, queries * batch]:
-    """δ of each query from its loss at W + εD: minus the loss at W − εD (``other``; over 2ε), at W (``other``; over ε), or the mean of the
-    other queries' losses (over ε)."""
+def slopes(form: str, there: Tensor, other: Tensor | None, epsilon: float) -> Tensor:
+    """δ (queries, *batch) of each query from its loss at W + εD: minus the loss at W − εD (``other``; over 2ε), at W (``other``; over ε), or the
+    mean of the other queries' losses (over ε)."""
     if form == "leave_one_out":
         return (there - there.mean(0)) * (len(there) / (len(there) - 1)) / epsilon
     assert other is not None

@@ -41,13 +41,15 @@ def shifted(model: nn.Module, names: Mapping[nn.Parameter, str], move: Callable[
             if not depth[p]:
                 p.data = home.pop(p)
 
+    before: Callable[[list[nn.Parameter]], Any] = lambda some: lambda *_: enter(some)  # noqa: E731
+    after: Callable[[list[nn.Parameter]], Any] = lambda some: lambda *_: leave(some)  # noqa: E731
     hooks: list[Any] = []
     try:
         for module in model.modules():
             parameters = [p for p in module.parameters(recurse=isinstance(module, FUSED)) if p in names]
             if parameters:
-                hooks.append(module.register_forward_pre_hook(lambda _, args, some=parameters: enter(some)))  # noqa: ARG005
-                hooks.append(module.register_forward_hook(lambda _, args, out, some=parameters: leave(some)))  # noqa: ARG005
+                hooks.append(module.register_forward_pre_hook(before(parameters)))
+                hooks.append(module.register_forward_hook(after(parameters)))
         yield seen
     finally:
         for hook in hooks:

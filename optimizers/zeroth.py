@@ -247,12 +247,10 @@ class ZerothOrder(torch.optim.Optimizer, abc.ABC):
     def _move(self, group: dict[str, Any], kind: Directions, name: str, p: Tensor, delta: dict[int, float]) -> None:
         key = Key(self.seed, name, self.clock)
         frame, state, beta, weight = kind.frame(key, p), self.state[p], group["momentum"], kind.weight(p.shape)
-        B: Tensor | None = None
+        B = torch.zeros(kind.sizes(p.shape, frame), device=p.device, dtype=torch.promote_types(p.dtype, torch.float32))
         for query, slope in delta.items():
             Z = kind.updating(Key(self.seed, name, self.clock, query), p, frame)
-            part = weight * slope / len(delta)
-            B = Z.mul_(part) if B is None else B.add_(Z, alpha=part)
-        assert B is not None
+            B.add_(Z, alpha=weight * slope / len(delta))
         if beta:
             M = state.get("momentum")
             if M is not None and self.clock and self.clock % kind.every == 0:

@@ -59,7 +59,7 @@ def test_statistics_of_updates_are_not_those_of_their_noise() -> None:
     g = torch.randn(6, 8, generator=generator, dtype=torch.float64)
     source = replicas.Source("known", g, lambda *_: g)
     other = torch.randn(6, 8, generator=generator, dtype=torch.float64)
-    true, plain = g + 0.5 * other, 2 * other
+    true, plain, third = g + 0.5 * other, 2 * other, g - other
     noise = 3.0
 
     def pair(mean: torch.Tensor) -> replicas.Pair:
@@ -67,11 +67,12 @@ def test_statistics_of_updates_are_not_those_of_their_noise() -> None:
         measured = measure_estimates(draw, g, 256, generator=generator)
         return replicas.Pair(measured, measured)
 
-    found = [optimizers._update("x", source, pair(true), pair(plain)) for _ in range(60)]
+    found = [optimizers._update("x", source, pair(true), pair(plain), pair(third)) for _ in range(60)]
     cosine = lambda a, b: float((a * b).sum() / (a.norm() * b.norm()))  # noqa: E731
     expected = {
         "cosine_with_gradient": cosine(true, g),
         "cosine_with_adamw": cosine(true, plain),
+        "cosine_with_muon": cosine(true, third),
         "length_over_adamw": float(true.norm() / plain.norm()),
         "noise_over_mean": noise * 48**0.5 / float(true.norm()),
     }

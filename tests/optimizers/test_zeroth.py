@@ -63,6 +63,7 @@ def test_nothing_moves_at_learning_rate_zero_nor_when_a_forward_pass_breaks(meth
     """To the last bit, whichever module breaks in whichever of the forward passes; then the next step is the one it would have been."""
     model, whole = net(dtype), net(dtype)
     before, loss = weights(model), loss_of(model, dtype)
+    optimizer = make(method, model)
     for broken in range(4):
         optimizer, calls = make(method, model, 0.5, epsilon=0.1), 0
 
@@ -138,7 +139,7 @@ def test_lowrank_lr_is_its_rule(form: Any, queries: int, momentum: float, weight
     model, epsilon, lr, law = Matrix(A), 0.3, 0.02, LAWS["haar_stiefel"](n=7, rank=2, c=0.6)
     options: dict[str, Any] = {"form": form, "queries": queries, "momentum": momentum, "weight_decay": weight_decay, "epsilon": epsilon}
     optimizer = LowRankLR(model, lr, rank=2, every=3, c=0.6, seed=4, **options)
-    W, M, old = torch.zeros_like(A), None, None
+    W, M, old = torch.zeros_like(A), torch.zeros(5, 2, dtype=torch.float64), torch.zeros(7, 2, dtype=torch.float64)
     F = lambda W: 0.5 * (W - A).square().sum()  # noqa: E731
     for t in range(8):
         V = keyed.draw(law, 4, "W.V", t // 3, dtype=torch.float64)
@@ -150,12 +151,11 @@ def test_lowrank_lr_is_its_rule(form: Any, queries: int, momentum: float, weight
             delta = [(a - F(W)) / epsilon for a in there]
         else:
             delta = [(a - sum(b for b in there if b is not a) / (queries - 1)) / epsilon for a in there]
-        B = sum(d * z for d, z in zip(delta, Z, strict=True)) / queries
-        if momentum:
-            if M is not None and t % 3 == 0:
-                M = M @ old.mT @ V / (0.6 * 7 / 2)  # pyright: ignore[reportOptionalMemberAccess]
-            M = (1 - momentum) * B if M is None else momentum * M + (1 - momentum) * B
-        W = (1 - lr * weight_decay) * W - lr * (M if momentum else B) @ V.mT
+        B = torch.stack([d * z for d, z in zip(delta, Z, strict=True)]).mean(0)
+        if t % 3 == 0:
+            M = M @ old.mT @ V / (0.6 * 7 / 2)
+        M = momentum * M + (1 - momentum) * B
+        W = (1 - lr * weight_decay) * W - lr * M @ V.mT
         old = V
         optimizer.step(model)
         torch.testing.assert_close(model.W.detach(), W, rtol=0, atol=1e-12)
@@ -199,7 +199,8 @@ def test_lozo_is_lowrank_lr_with_the_gaussian_law(momentum: float) -> None:
         N = momentum * N + (1 - momentum) * delta * U
         W = W - 0.01 * N @ V.mT / 2
         before = V
-        a.step(ours), b.step(theirs)
+        a.step(ours)
+        b.step(theirs)
         torch.testing.assert_close(ours.W.detach(), W, rtol=0, atol=1e-12)
         torch.testing.assert_close(theirs.W.detach(), W, rtol=0, atol=1e-12)
 
@@ -227,7 +228,8 @@ def test_subzero_without_its_factor_is_itself_with_another_step() -> None:
     one = SubZero(a, 0.01, **RANKED, epsilon=0.1)
     two = SubZero(b, 0.01 * factor**2, **RANKED, epsilon=0.1 * factor, scaled=False)
     for _ in range(7):
-        one.step(a), two.step(b)
+        one.step(a)
+        two.step(b)
         torch.testing.assert_close(a.W.detach(), b.W.detach(), rtol=0, atol=1e-12)
     laws = one.directions_of(one.param_groups[0])
     from optimizers.zeroth import Key
@@ -430,15 +432,16 @@ def test_a_saved_state_continues_to_the_last_bit(method: str, dtype: torch.dtype
 
 def test_a_schedule_and_a_frozen_parameter() -> None:
     model = net()
-    frozen = model[0].weight.detach().clone()
-    model[0].weight.requires_grad_(False)
+    first = next(model.parameters())
+    frozen = first.detach().clone()
+    first.requires_grad_(False)
     optimizer = MeZO(model, 0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.0 if t else 1.0)
     optimizer.step(loss_of(model))
     schedule.step()
     after = weights(model)
     optimizer.step(loss_of(model))
-    assert torch.equal(model[0].weight, frozen) and all(torch.equal(p, after[name]) for name, p in model.named_parameters())
+    assert torch.equal(first, frozen) and all(torch.equal(p, after[name]) for name, p in model.named_parameters())
 
 
 @pytest.mark.parametrize(
