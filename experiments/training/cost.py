@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from estimators import processes
 
-SIZE = 1024  # of the square matrices whose product gives the machine's rate
+SIZE, SMALL, SLOW = 1024, 256, 0.02  # of the square matrices whose product gives the machine's rate; seconds
 
 
 class Cost:
@@ -49,15 +49,22 @@ class Cost:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of products of square matrices, the best of 10 rounds; on a GPU with enough of them queued to hide the launch."""
+    """Operations a second of products of square matrices, the best of 10 rounds; on a GPU with enough of them queued to hide the launch; of small
+    matrices where one of those already takes SLOW, as in 16 bits on processors that have no products for them."""
     size, queued = (8192, 4) if device.type == "cuda" else (SIZE, 1)
+    if device.type == "cpu" and min(_seconds_of_products(device, dtype, SMALL, 1, rounds=2)) > SLOW:
+        size = SMALL
+    return 2 * size**3 / min(_seconds_of_products(device, dtype, size, queued, rounds=10))
+
+
+def _seconds_of_products(device: torch.device, dtype: torch.dtype, size: int, queued: int, rounds: int) -> list[float]:
     a = torch.full((size, size), 1 / size, device=device, dtype=dtype)
     times = []
-    for _ in range(10):
+    for _ in range(rounds):
         start = time.perf_counter()
         torch.stack([(a @ a)[0, 0] for _ in range(queued)]).sum().item()
         times.append((time.perf_counter() - start) / queued)
-    return 2 * size**3 / min(times)
+    return times
 
 
 def peak_bytes(device: torch.device) -> int:
