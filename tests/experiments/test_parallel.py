@@ -24,6 +24,7 @@ from experiments import cli, memory, pretrain, runs
 from experiments.training import feed, models, parallel
 from experiments.training.methods import METHODS
 from experiments.training.traffic import Traffic
+from optimizers.orthogonal import multiplies_sixteen_bit
 from tests.experiments.test_pretrain import few, losses
 from theory import communication
 
@@ -114,6 +115,8 @@ def one_thread() -> Iterator[None]:
 def test_two_processes_give_the_loss_curve_of_one(name: str, two: Path, text: Path, tmp_path: Path) -> None:
     """To rounding: 1e-4 of a loss of 7 after four steps of lr 1e-2 under Adam, which divides tiny gradients by their own size. Without
     the mean over processes the curve is off by 1e-2 at the second step (the test below)."""
+    if "bf16" in name and not multiplies_sixteen_bit(torch.device("cpu")):
+        pytest.skip("a processor without 16-bit products makes them in a loop whose rounding depends on how a batch is split")
     one = pretrain.main(few(text, tmp_path, **SCENARIOS[name]))
     run = trained(two, name)
     sixteen = "rounded" in name or "bf16" in name  # products or weights in bfloat16, with half a unit in the last place of 2e-3
