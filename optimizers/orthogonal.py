@@ -62,7 +62,7 @@ def newton_schulz(
 
 
 def multiplies_sixteen_bit(device: torch.device) -> bool:
-    """Whether products of 16-bit matrices are made by something that was built for them; a plain loop takes many times as long (`lowrank bench optimizers`)."""
+    """Whether products of 16-bit matrices are made by something that was built for them; a plain loop takes many times as long."""
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
