@@ -145,10 +145,11 @@ LEADING = ("galore", "fira", "apollo_mini", "ldadam", "spectral_adam", "dct_adam
 
 
 def _large(model: str) -> Config:
-    """A comparison for a GPU: one run at a time, at the batch of the preset's literature cut to what 300 steps can use."""
+    """A comparison for a GPU, one of each kind, at the sequence length of the preset's literature."""
     return Config(
-        model=model, name=f"{model}-optimizers", law=("haar_stiefel", "spectral"), baselines=("adamw", *OPTIMIZERS), search="climb", other_lr=1e-3,
-        refresh_every=(50,), layers=0.25, cost_steps=40, sequences=64, length=256, steps=300, tune_steps=60, precision="bf16", workers=1,
+        model=model, name=f"{model}-optimizers", law=("haar_stiefel", "spectral"), baselines=("adamw", *LEADING), search="climb", other_lr=1e-3,
+        refresh_every=(50,), layers=0.25, cost_steps=20, trials=4, sequences=64, length=256, steps=240, tune_steps=60, evaluations=4,
+        precision="bf16", workers=4,
     )  # fmt: skip
 
 

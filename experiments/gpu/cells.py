@@ -33,7 +33,7 @@ COMPILING = 60.0  # and for compiling one
 class Settings:
     """Sizes of the whole plan; the defaults are what is reported."""
 
-    models: tuple[str, ...] = ("60m", "20m", "100m")
+    models: tuple[str, ...] = ("20m", "60m", "100m")
     ranks: tuple[float, ...] = (0.25, 0.125)
     laws: tuple[str, ...] = ("haar_stiefel", "gaussian", "spectral", "coordinate")
     seeds: tuple[int, ...] = (0, 1)

@@ -210,6 +210,7 @@ def provenance(part: Part) -> dict[str, Any]:
     The commit is that of the pack where the code is the code that was packed; elsewhere only its hash is known.
     """
     marker = part.runs_dir / "stretch"
+    part.runs_dir.mkdir(parents=True, exist_ok=True)
     if not marker.exists():
         marker.write_text(uuid.uuid4().hex[:8], encoding="ascii")
     code, environment = pack.code(), runs.environment()

@@ -97,8 +97,8 @@ def test_what_the_presets_compare_overlaps_and_is_trained_once() -> None:
         "9m": 24,
         "optimizers": 90,  # the first three of five for each of 30
         "9m-optimizers": 36,
-        "60m-optimizers": 90,
-        "130m-optimizers": 90,
+        "60m-optimizers": 36,
+        "130m-optimizers": 36,
         "smoke": 3,
     }
     tiny = set().union(*(some for name, some in cells.items() if name.startswith("tiny")))

@@ -78,7 +78,7 @@ def test_the_most_telling_cells_come_first() -> None:
     assert len(set(names)) == len(names)
     assert names[:2] == ["time 100m r=0.25n", "memory 350m r=0.25n"]
     train = [cell for cell in plan if cell.kind == "train"]
-    assert list(dict.fromkeys((cell.seed, cell.model) for cell in train)) == [(s, m) for s in (0, 1) for m in ("60m", "20m", "100m")]
+    assert list(dict.fromkeys((cell.seed, cell.model) for cell in train)) == [(s, m) for s in (0, 1) for m in ("20m", "60m", "100m")]
     assert [cell.contender for cell in train[:5]] == ["adamw", "haar_stiefel", "gaussian", "spectral", "coordinate"]
     assert [cell.rank for cell in train if cell.seed == 0 and cell.contender == "spectral"] == [0.25] * 3 + [0.125] * 3
     assert len(train) == 2 * 3 * (1 + 2 * 4), "full AdamW has no rank and is trained once a seed"
