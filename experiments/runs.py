@@ -182,9 +182,12 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides its configuration: code version, library versions, device, command line."""
+    """What a number depends on besides its configuration: code version, library versions, device, command line.
+
+    Of a copy of the code without its repository the commit is known only if $LOWRANK_COMMIT names it.
+    """
     return {
-        "git_sha": _git("rev-parse", "HEAD"),
+        "git_sha": _git("rev-parse", "HEAD") or os.environ.get("LOWRANK_COMMIT", ""),
         "git_dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "torch": torch.__version__,
