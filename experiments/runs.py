@@ -184,11 +184,12 @@ def identity(config: Any) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What a number depends on besides its configuration: code version, library versions, device, command line.
 
-    Of a copy of the code without its repository the commit is known only if $LOWRANK_COMMIT names it.
+    $LOWRANK_COMMIT names the commit of a copy that is not the repository itself.
     """
+    named = os.environ.get("LOWRANK_COMMIT", "")
     return {
-        "git_sha": _git("rev-parse", "HEAD") or os.environ.get("LOWRANK_COMMIT", ""),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_sha": named or _git("rev-parse", "HEAD"),
+        "git_dirty": not named and bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",

@@ -24,7 +24,6 @@ from experiments import cli, memory, pretrain, runs
 from experiments.training import feed, models, parallel
 from experiments.training.methods import METHODS
 from experiments.training.traffic import Traffic
-from optimizers.orthogonal import multiplies_sixteen_bit
 from tests.experiments.test_pretrain import few, losses
 from theory import communication
 
@@ -114,16 +113,18 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_give_the_loss_curve_of_one(name: str, two: Path, text: Path, tmp_path: Path) -> None:
     """To rounding: 1e-4 of a loss of 7 after four steps of lr 1e-2 under Adam, which divides tiny gradients by their own size. Without
-    the mean over processes the curve is off by 1e-2 at the second step (the test below)."""
-    if "bf16" in name and not multiplies_sixteen_bit(torch.device("cpu")):
-        pytest.skip("a processor without 16-bit products makes them in a loop whose rounding depends on how a batch is split")
-    one = pretrain.main(few(text, tmp_path, **SCENARIOS[name]))
+    the mean over processes the curve is off by 1e-2 at the second step (the test below).
+
+    Products in 16 bits are rounded differently when a batch is split differently, which moves a loss by more than that; one process therefore
+    takes the parts of the two as micro-batches. Then float32 sums of two gradients are all that differs, and a quarter of 1e-2 is allowed for
+    weights that they round to another 16-bit number (fsdp; ddp is equal to the last bit)."""
+    sixteen = "rounded" in name or "bf16" in name
+    one = pretrain.main(few(text, tmp_path, **SCENARIOS[name] | ({"accumulate": 2} if sixteen else {})))
     run = trained(two, name)
-    sixteen = "rounded" in name or "bf16" in name  # products or weights in bfloat16, with half a unit in the last place of 2e-3
     for kind in ("train", "eval"):
-        assert losses(run, kind) == pytest.approx(losses(one, kind), abs=2e-2 if sixteen else 1e-4), kind
+        assert losses(run, kind) == pytest.approx(losses(one, kind), abs=2.5e-3 if sixteen else 1e-4), kind
     norms = [[row["grad_norm"] for row in some.rows() if row["kind"] == "train"] for some in (run, one)]
-    assert norms[0] == pytest.approx(norms[1], rel=5e-2 if sixteen else 2e-3)
+    assert norms[0] == pytest.approx(norms[1], rel=2e-3)
 
 
 @pytest.mark.usefixtures("one_thread")
