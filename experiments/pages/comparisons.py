@@ -38,7 +38,7 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     for label, group in final.groupby("label", sort=False):
         n, first = len(group), group.iloc[0]
         paired, spent = against.get(label, {}), costs.get(label, {})
-        state = spent.get("state_bytes", group.state_bytes.median() if "state_bytes" in group else math.nan)
+        state, peak = (spent.get(name, group[name].median() if name in group else math.nan) for name in ("state_bytes", "peak_bytes"))
         rows.append(
             {
                 "contender": label,
@@ -52,7 +52,7 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
                 "low": paired.get("low", math.nan),
                 "high": paired.get("high", math.nan),
                 "state MiB": float(state) / 2**20,
-                "peak MiB": float(spent.get("peak_bytes", math.nan)) / 2**20,
+                "peak MiB": float(peak) / 2**20,
                 "step": spent.get("step", math.nan),
                 "update": spent.get("update", math.nan),
                 "refresh": spent.get("refresh", math.nan),
@@ -116,7 +116,7 @@ def differences(name: str, results: Path = RESULTS) -> str:
 def costs(name: str, results: Path = RESULTS) -> str:
     """For the READMEs: loss beside what it costs, lowest loss first; a star is on the front of loss against state, peak or time."""
     kinds = committed(name, results)
-    if "cost" not in kinds:
+    if not kinds:
         return "not yet run"
     told = json.loads((results / "compare" / f"{name}.json").read_text(encoding="utf-8"))
     config, rows = told["config"], merged(kinds)
@@ -125,18 +125,18 @@ def costs(name: str, results: Path = RESULTS) -> str:
     lines = [
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens, r/n = {config['rank'][0]:g}, "
         f"K = {config['refresh_every'][0]}, {len(config['seed'])} seeds, {config['trials']} learning rates tried for each on {config['tune_steps']} "
-        f"steps; times side by side, {told['environment']['device']}.",
+        f"steps; {'times side by side' if 'cost' in kinds else 'no times, peaks of whole runs'}, {told['environment']['device']}.",
         "",
         "| method | lr | held-out loss | minus AdamW [95 % interval] | state MiB | peak MiB | step s | refresh s | amortised / AdamW |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: row["loss"]):
         versus = "" if row["contender"] == FULL else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        refresh = "" if pd.isna(row["refresh"]) else f"{row['refresh']:.3f}"
+        step, refresh = ("" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in ("step", "refresh"))
+        over = "" if pd.isna(row["over adamw"]) else f"{row['over adamw']:.2f}{star(row, 'seconds')}"
         lines.append(
             f"| `{row['contender']}` | {_rate(row)} | {row['loss']:.3f} ± {row['error']:.3f} | {versus} | "
-            f"{row['state MiB']:.2f}{star(row, 'state MiB')} | {row['peak MiB']:.1f}{star(row, 'peak MiB')} | {row['step']:.3f} | {refresh} | "
-            f"{row['over adamw']:.2f}{star(row, 'seconds')} |"
+            f"{row['state MiB']:.2f}{star(row, 'state MiB')} | {row['peak MiB']:.1f}{star(row, 'peak MiB')} | {step} | {refresh} | {over} |"
         )
     return "\n".join(lines)
 

@@ -1,11 +1,12 @@
 """The figures of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines; and against what it costs.
 
-``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg, and NAME-pareto.svg where costs are committed, from the
+``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg, and NAME-pareto.svg of those that say what contenders cost, from the
 CSV files beside them; a test fails when they disagree. A panel whose comparison is not committed says "not yet run".
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,13 @@ def scale(results: Path = RESULTS) -> Figure:
 
 
 def pareto(name: str, results: Path = RESULTS) -> Figure | None:
-    """Loss against costs of one comparison; None if its costs are not committed."""
+    """Loss against what was measured of its costs, for one comparison; None if it is not committed."""
     kinds = comparisons.committed(name, results)
-    if "cost" not in kinds:
+    if not kinds:
         return None
     found = comparisons.merged(kinds)
-    return figures_training.pareto(found, {cost: comparisons.front(found, cost) for cost in comparisons.AXES}, comparisons.AXES)
+    axes = {cost: said for cost, said in comparisons.AXES.items() if all(math.isfinite(row[cost]) for row in found)}
+    return figures_training.pareto(found, {cost: comparisons.front(found, cost) for cost in axes}, axes)
 
 
 def _finals(results: Path, name: str) -> pd.DataFrame | None:
