@@ -1,7 +1,7 @@
 """The figures of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines; and against what it costs.
 
-``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg, and NAME-pareto.svg of those that say what contenders cost, from the
-CSV files beside them; a test fails when they disagree. A panel whose comparison is not committed says "not yet run".
+``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg, and NAME-pareto.svg of those that say what contenders
+cost, from the CSV files beside them; a test fails when they disagree. A panel whose comparison is not committed says "not yet run".
 """
 
 from __future__ import annotations
