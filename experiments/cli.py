@@ -17,6 +17,7 @@ QUESTIONS = {
     "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA, ReLoRA, GaLore and others; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
+    "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
@@ -39,6 +40,7 @@ lowrank QUESTION --help lists its fields with units and defaults. Examples:
   lowrank pretrain tiny --method adamw
   lowrank pretrain tiny --method galore --rank 32 --lr 1e-2
   lowrank optimizers
+  lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank report runs/validate-* runs/dynamics-*
 

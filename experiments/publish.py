@@ -18,6 +18,7 @@ KEPT = {  # question → kinds of rows worth committing
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve", "cost"),
+    "finetune": ("trial", "tested", "paired", "peak"),
     "bench": ("machine", "layer", "step", "memory", "refresh", "live", "optimizers"),
     "optimizers": ("state", "path", "update", "promise"),
     "memory": ("memory", "communication", "measured"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,20 @@ POSITIVE = ("scale", "keep", "limit", "clip", "relative", "rest_scale", "layers"
 NOT_NEGATIVE = ("penalty", "pull", "basis_lr")
 COUNTS = ("smallest_8bit", "random_from", "level")
 FROM_ONE = ("every", "recalibrate", "kept")
+
+
+class Named:
+    """Which options the constructor of a class has, by their names."""
+
+    @classmethod
+    def takes(cls, **wanted: Any) -> dict[str, Any]:
+        """Those of the ``wanted`` options that this method has."""
+        return {name: value for name, value in wanted.items() if name in inspect.signature(cls.__init__).parameters}
+
+    @classmethod
+    def default(cls, option: str) -> Any:
+        """What an option is if it is not given. Raises ``KeyError`` for one that the method has not."""
+        return inspect.signature(cls.__init__).parameters[option].default
 
 
 def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...]]) -> None:

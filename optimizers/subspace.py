@@ -15,7 +15,6 @@ ints in ``optimizer.state``; ``p.grad`` and ``p.data`` keep their shapes.
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -26,7 +25,7 @@ from torch import Tensor
 from optimizers.bases import Basis, Draw, Identity
 from optimizers.buckets import Bucket, Member, buckets, members, names, refuse_unusable, stack
 from optimizers.frames import Frame
-from optimizers.groups import check, load_exactly
+from optimizers.groups import Named, check, load_exactly
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
 from optimizers.outputs import DROP, LIFT, Change, Complement, Context, Lift
 from optimizers.storage import FLOAT, EightBit, Storage
@@ -70,7 +69,7 @@ class Rule:
     decay_last: bool = False
 
 
-class Subspace(torch.optim.Optimizer, abc.ABC):
+class Subspace(Named, torch.optim.Optimizer, abc.ABC):
     """Base of all optimizers here.
 
     ``params``: parameters, named parameters, or groups of either; a group with ``rank`` (an integer, or a fraction in (0, 1) of the projected
@@ -103,16 +102,6 @@ class Subspace(torch.optim.Optimizer, abc.ABC):
             known = ", ".join(sorted({"lr", "seed", *(own or {}), *COMMON}))
             raise TypeError(f"{type(self).__name__}({', '.join(sorted(unknown))}): unknown option, known are {known}")
         super().__init__(params, COMMON | {"lr": lr, "rank": None, "seed": seed} | (own or {}) | options)
-
-    @classmethod
-    def takes(cls, **wanted: Any) -> dict[str, Any]:
-        """Those of the ``wanted`` options that this method has."""
-        return {name: value for name, value in wanted.items() if name in inspect.signature(cls.__init__).parameters}
-
-    @classmethod
-    def default(cls, option: str) -> Any:
-        """What an option is if it is not given. Raises ``KeyError`` for one that the method has not."""
-        return inspect.signature(cls.__init__).parameters[option].default
 
     @abc.abstractmethod
     def rule(self, group: dict[str, Any]) -> Rule:

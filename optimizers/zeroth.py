@@ -26,7 +26,7 @@ from estimators.law import Law
 from estimators.lr import Form, check, slopes
 from estimators.rounding import SIXTEEN_BIT, stochastic_round
 from estimators.selection import rank_of
-from optimizers.groups import load_exactly
+from optimizers.groups import Named, load_exactly
 from optimizers.shifted import shifted
 
 Frame = tuple[Tensor | None, Tensor | None]  # U (m×r) and V (n×r); None is the identity
@@ -120,7 +120,7 @@ class Directions:
 WHOLE = Directions()
 
 
-class ZerothOrder(torch.optim.Optimizer, abc.ABC):
+class ZerothOrder(Named, torch.optim.Optimizer, abc.ABC):
     """Base of all zeroth-order methods: an optimizer of the parameters of ``model`` that require a gradient, which they never get.
 
     ``epsilon``: ε, how far along D the loss is asked; ``queries``: q; ``form``: "antithetic", "one_sided", or "leave_one_out" (q ≥ 2);

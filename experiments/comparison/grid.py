@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,22 +20,35 @@ from experiments.training import feed
 ORPHAN_SECONDS = 0.5  # until a worker sees that its parent is gone
 
 
-def train(cells: Sequence[pretrain.Config], workers: int, description: str, quiet: bool) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What a cell is: ``opened`` gives its run directory, ``main`` trains it, ``prepare`` is called once with the first open cell: it builds what
+    all need, and refuses what does not fit, before processes start. Functions of a module, so that workers find them."""
+
+    opened: Callable[[Any], runs.Run]
+    main: Callable[[Any], runs.Run]
+    prepare: Callable[[Any], Any]
+
+
+PRETRAINING = Job(pretrain.opened, pretrain.main, feed.open_data)
+
+
+def train(cells: Sequence[Any], workers: int, description: str, quiet: bool, job: Job = PRETRAINING) -> None:
     """Train every cell that is not done, ``workers`` at a time with an equal share of the cores.
 
     A run that diverges is an outcome and stays unfinished; an interruption raises ``runs.Stopped`` with code 130.
     """
-    open_cells = [cell for cell in dict.fromkeys(cells) if not pretrain.opened(cell).done]  # never one directory by two processes
+    open_cells = [cell for cell in dict.fromkeys(cells) if not job.opened(cell).done]  # never one directory by two processes
     if not open_cells:
         return
-    feed.open_data(open_cells[0])  # builds the token files once, and refuses what does not fit, before processes start
+    job.prepare(open_cells[0])
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     with (
         runs.progress(len(open_cells), description, quiet) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(threads, os.getpid())) as pool,
     ):
-        futures = [pool.submit(_cell, cell) for cell in open_cells]
+        futures = [pool.submit(_cell, job.main, cell) for cell in open_cells]
         try:
             for future in as_completed(futures):
                 if future.result() == 130:
@@ -58,10 +73,10 @@ def _begin(threads: int, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _cell(cell: pretrain.Config) -> int:
+def _cell(main: Callable[[Any], runs.Run], cell: Any) -> int:
     """0; 1 for a run that diverged, whose rows stay in its directory; 130 for an interrupted one. Raises what else stopped it."""
     try:
-        pretrain.main(cell)
+        main(cell)
     except runs.Diverged:
         return 1
     except runs.Stopped as stop:

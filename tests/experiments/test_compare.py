@@ -30,7 +30,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(cells: Sequence[pretrain.Config], *_: object) -> None:
         for cell in dict.fromkeys(cells):
             if not pretrain.opened(cell).done:
-                grid._cell(cell)
+                grid._cell(pretrain.main, cell)
 
     monkeypatch.setattr(grid, "train", train)
 

@@ -1,0 +1,169 @@
+"""Fine-tune a pretrained model on few examples: with gradients, whole or low-rank, and with forward passes alone; every method beside the others.
+
+Every contender gets ``trials`` learning rates, three around its own start and the others where the search leads (experiments/comparison/search.py),
+on the examples of a seed that is not compared; the smallest validation loss decides. Then it trains with every seed: other examples, head, order and
+draws. What is compared is the accuracy on the same test examples. Embeddings, norms and head train alike where there are gradients
+(--other-lr; --others head freezes all but the head). Methods that only ask for losses have a batch and a number of steps of their own.
+
+    lowrank finetune                        all-MiniLM-L6-v2 on Rotten Tomatoes, one method of each kind
+    lowrank finetune every                  the same for every method there is
+    lowrank finetune smollm2                SmolLM2-135M with a new head
+    lowrank finetune instructions --task FILE.jsonl   SmolLM2-135M on prompts and responses; dolly: the full set
+    lowrank finetune roberta                RoBERTa-large from the hub, SST-2 by prompts, the published protocol
+    lowrank finetune --model FOLDER --task FOLDER --method adamw lowrank:spectral --k 32
+
+A cell is a training in RUNS_DIR/cells, shared by all comparisons; what is finished is not computed again, and what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from estimators.transport import Policy
+from experiments import runs
+from experiments.comparison import grid, search
+from experiments.finetuning import summary, tuner
+from experiments.finetuning.config import Head
+from experiments.finetuning.contenders import EVERY, FORWARDS, LEADING, TUNING_SEED, VARIED, first, trial
+from experiments.training.config import Optimizer, Precision
+
+PROTOCOL = (13, 21, 42, 87, 100)  # seeds of 2305.17333
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Compare methods by the accuracy they fine-tune to."""
+
+    name: str = ""
+    """Of the run directory; model and task if empty."""
+    model: str = "minilm"
+    """minilm, smollm2, a folder or a hub name of transformers."""
+    task: str = "rotten-tomatoes"
+    """rotten-tomatoes, imdb, r8, sst2, sst5, snli, mnli, rte, trec, or a folder; for responses: dolly or a .jsonl file."""
+    folder: Path | None = None
+    """train.jsonl and test.jsonl of a hub task, in its own schema, where there is no network."""
+    head: Head = "classifier"
+    """classifier (a new linear head), prompt (label words), response (loss on responses only)."""
+    method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
+    """adamw, lora, relora, lowrank:LAW, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero."""
+    k: int = 64
+    """Training examples a class, and as many for validation; for responses: in all."""
+    tests: int = 1000
+    """Test examples at most."""
+    length: int = 64
+    """Tokens a text is cut to."""
+    rank: int | float = 8
+    """r of every layer, or a fraction of n."""
+    refresh_every: int = 20
+    """K: steps between two subspaces."""
+    state: Policy = "row_scale"
+    """lowrank: optimizer state when V changes."""
+    layers: int | float | None = 0.25
+    """lisa, owlore, badam: layers that have their turn."""
+    others: Literal["all", "head"] = "all"
+    """What is trained beside the matrices: all, or head."""
+    other_lr: float | None = 3e-4
+    """Peak learning rate of embeddings, norms and head where there are gradients; the contender's own if none."""
+    trials: int = 4
+    """Learning rates tried for each contender, at least 3."""
+    lr: float | None = None
+    """Start of every search instead of the contender's own."""
+    seed: tuple[int, ...] = PROTOCOL
+    """Seeds of the comparison."""
+    steps: int = 60
+    """Optimizer steps with gradients."""
+    sequences: int = 8
+    """Examples of each."""
+    forward_steps: int = 100
+    """Steps of methods that only ask for losses."""
+    forward_sequences: int = 16
+    """Examples of each."""
+    epsilon: float = 1e-3
+    """ε of loss differences."""
+    queries: int = 1
+    """Directions a step of loss differences."""
+    momentum: float = 0.0
+    """β of loss differences."""
+    weight_decay: float = 0.0
+    """Decoupled."""
+    precision: Precision = "fp32"
+    """fp32, bf16, bf16_weights."""
+    optimizer: Optimizer = "adamw"
+    """adamw, sgd, muon, adamw8bit, for methods without an update of their own."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    workers: int = 2
+    """Trainings at a time, the cores shared between them."""
+    runs_dir: Path = Path("runs")
+    """Where run directories go."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def __post_init__(self) -> None:
+        if not self.method or not self.seed:
+            raise ValueError("nothing to compare: method and seed need at least one value")
+        if self.trials < 3:
+            raise ValueError(f"trials must be at least 3, got {self.trials}")
+        if TUNING_SEED in self.seed:
+            raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
+        if min(self.workers, self.forward_steps, self.forward_sequences) < 1:
+            raise ValueError("workers, forward_steps and forward_sequences must be at least 1")
+        for label in self.method:
+            trial(self, label, 1.0)  # each checks its own values
+
+
+PRESETS = {
+    "default": Config(),
+    "every": Config(name="every", method=EVERY),
+    "smollm2": Config(
+        name="smollm2", model="smollm2", method=("adamw", "lora", "lowrank:haar_stiefel", "galore", "lowrank_lr:haar_stiefel", "mezo"),
+        k=16, tests=200, seed=(13, 21), steps=20, forward_steps=20, trials=3, lr=3e-5,
+    ),
+    "instructions": Config(
+        name="instructions", model="smollm2", task="dolly", head="response", method=("adamw", "lora", "lowrank:haar_stiefel"), k=1000, length=256,
+        seed=(13,), steps=200, trials=3, lr=3e-5,
+    ),
+    "roberta": Config(
+        name="roberta-sst2", model="FacebookAI/roberta-large", task="sst2", head="prompt", method=("adamw", "lora", *FORWARDS), k=16, length=128,
+        steps=1000, forward_steps=100_000, forward_sequences=64, lr=1e-5,
+    ),
+    "smoke": Config(name="smoke", method=("adamw", "mezo"), k=4, tests=16, length=16, seed=(13, 21), steps=2, forward_steps=2, trials=3),
+}  # fmt: skip
+
+
+def main(config: Config) -> runs.Run:
+    """Tune, train, and return the run directory with rows ``trial``, ``tested``, ``paired`` and ``peak``."""
+    label = config.name or "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{config.model}-{Path(config.task).stem}")
+    run = runs.start("finetune", label, config)
+    if run.done:
+        return run
+    run.keep([])
+    job = grid.Job(tuner.opened, tuner.tune, tuner.asked)
+    tuning = {one: [trial(config, one, lr) for lr in first(config, one)] for one in config.method}
+    grid.train([cell for some in tuning.values() for cell in some], config.workers, "tune", config.quiet, job)
+    for _ in range(config.trials - 3):
+        for some in tuning.values():
+            some.append(replace(some[0], lr=search.following({cell.lr: summary.validation(cell) for cell in some})))
+        grid.train([some[-1] for some in tuning.values()], config.workers, "tune", config.quiet, job)
+    rows = {one: summary.tuned(one, some) for one, some in tuning.items()}
+    chosen = {one: next(cell for cell, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
+    compared = {one: [replace(cell, seed=seed, tests=config.tests) for seed in config.seed] for one, cell in chosen.items()}
+    grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet, job)
+    tested = [summary.tested(one, cell) for one, some in compared.items() for cell in some]
+    run.log(*(row for mine in rows.values() for row in mine), *tested, *summary.paired(tested, config.method[0]))
+    device = runs.device(config.device)
+    with runs.progress(len(chosen), "peak", config.quiet) as bar:
+        for one, cell in chosen.items():
+            run.log(summary.peak(one, cell, device, run))
+            bar.update()
+    run.finish()
+    return run
+
+
+if __name__ == "__main__":
+    from experiments import cli
+
+    sys.exit(cli.main(["finetune", *sys.argv[1:]]))

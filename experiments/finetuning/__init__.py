@@ -1,0 +1,5 @@
+"""Fine-tuning: pretrained models, what they are asked, and one loop for gradients and for loss differences.
+
+``config`` what one training is; ``pretrained`` models and tokenizers; ``objectives`` classification heads, prompts, responses; ``tuner`` the loop;
+``instructions`` prompt/response data; ``summary`` what a comparison found. ``experiments.finetune`` is the command.
+"""

@@ -1,0 +1,55 @@
+"""Who is compared in fine-tuning, by labels ``method`` or ``method:law``, and the tuning runs of each."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from estimators import LAWS
+from experiments.comparison import search
+from experiments.finetuning.config import Tuning
+from optimizers import OPTIMIZERS, ZEROTH_ORDER
+
+if TYPE_CHECKING:
+    from experiments.finetune import Config
+
+TUNING_SEED = 1000  # none of the seeds that are compared
+GENTLE, FORWARD = 1e-4, 1e-5  # starts of the search: of AdamW on a pretrained model, and of forward passes alone
+VARIES = {"method", "lr", "seed", "tests", "steps", "sequences"}  # between the trainings of one comparison
+
+DRAWN = tuple(name for name, law in LAWS.items() if not law.fitted)  # laws without a gradient to look at
+LEADING = ("galore", "fira", "apollo_mini", "ldadam", "spectral_adam", "dct_adamw", "muon", "dion", "foam")  # one of each kind
+VARIED = ("adamw", "lora", "lowrank:haar_stiefel", "lowrank:gaussian", "lowrank:coordinate", "lowrank:spectral")
+FORWARDS = ("lowrank_lr:haar_stiefel", "lowrank_lr:gaussian", "lowrank_lr:coordinate", "mezo", "lozo", "subzero")
+EVERY = (
+    *("adamw", "lora", "relora"),
+    *(f"lowrank:{law}" for law in LAWS),
+    *OPTIMIZERS,
+    *(f"lowrank_lr:{law}" for law in DRAWN),
+    *(name for name in ZEROTH_ORDER if name != "lowrank_lr"),
+)
+
+
+def trial(config: Config, label: str, lr: float) -> Tuning:
+    """The tuning run of one contender at one learning rate. Raises ``ValueError`` for a contender that does not exist."""
+    method, _, law = label.partition(":")
+    if law and method not in ("lowrank", "lowrank_lr"):
+        raise ValueError(f"method {label!r}: only lowrank and lowrank_lr have laws")
+    if method == "lowrank_lr" and law and law in LAWS and LAWS[law].fitted:
+        raise ValueError(f"method {label!r}: forward passes show no gradient to fit a law to; known are {', '.join(DRAWN)}")
+    same = {field.name for field in fields(Tuning)} & {field.name for field in fields(config)} - VARIES
+    values: dict[str, Any] = {name: getattr(config, name) for name in same} | {"runs_dir": config.runs_dir / "cells", "quiet": True}
+    forward = method in ZEROTH_ORDER
+    steps, sequences = (config.forward_steps, config.forward_sequences) if forward else (config.steps, config.sequences)
+    values |= {"steps": steps, "sequences": sequences, "tests": 1, "seed": TUNING_SEED, **({"law": law} if law else {})}
+    return Tuning(method=method, lr=lr, **values)
+
+
+def first(config: Config, label: str) -> list[float]:
+    """The three learning rates that the search begins with: around AdamW's gentle one, as much larger as the method's own in pre-training is."""
+    method = label.partition(":")[0]
+    if method in ZEROTH_ORDER:
+        start = FORWARD if config.lr is None else config.lr / 10
+    else:
+        start = (GENTLE if config.lr is None else config.lr) * search.start(method) / search.USUAL
+    return [search.rounded(start * search.FACTOR**power) for power in (-1, 0, 1)]

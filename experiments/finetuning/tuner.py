@@ -1,0 +1,279 @@
+"""The fine-tuning loop: the same batches, schedule and evaluation for methods with gradients and for those that only ask for losses.
+
+Batches are a function of (seed, step), and so are dropout's draws: an interrupted training goes on from its checkpoint as if nothing had happened.
+Methods that only ask for losses are without dropout, which would differ between the two losses of a difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from estimators import keyed, selection
+from estimators.selection import HEADS
+from experiments import runs
+from experiments.finetuning import instructions, pretrained
+from experiments.finetuning.config import Tuning
+from experiments.finetuning.objectives import Classifier, Objective, Prompt, Response
+from experiments.text import labelled
+from experiments.training import checkpoint, cost, updates
+from experiments.training.methods import METHODS, Method
+from experiments.training.schedule import warmup_cosine
+from optimizers import ZEROTH_ORDER, ZerothOrder
+
+AT_ONCE = 64  # examples of an evaluation at a time
+
+
+class Tuner:
+    """One run. ``step`` counts batches that were tried; ``skipped`` what of them had no finite loss: steps, or queries of a loss difference."""
+
+    def __init__(self, config: Tuning, run: runs.Run) -> None:
+        self.config, self.run = config, run
+        self.device = runs.device(config.device)
+        self.objective, self.split = asked(config)
+        self.objective.to(self.device)
+        model = self.objective.model
+        if config.precision == "bf16_weights":
+            model.to(torch.bfloat16)
+        if config.others == "head":
+            _freeze(model)
+        self.items = [self.objective.items(part) for part in (self.split.training, self.split.validation, self.split.test)]
+        self.way: Gradients | Differences = (Differences if config.forward_only else Gradients)(config, self.objective)
+        self.step, self.seconds, self.states = 0, 0.0, 0
+
+    def train(self) -> None:
+        """From the last checkpoint, or from the start, to the end. Raises ``runs.Stopped`` where it cannot go on."""
+        config = self.config
+        self._resume()
+        with runs.interruptible() as wanted, runs.progress(config.steps, self.run.path.name, config.quiet, self.step) as bar:
+            while self.step < config.steps:
+                row = self.advance()
+                self.run.log(row)
+                bar.update()
+                if self.way.skipped > config.max_skipped * (config.queries if config.forward_only else 1):
+                    raise runs.Diverged(
+                        f"{self.way.skipped} losses or gradients that are not finite up to step {self.step}; a smaller --lr may help"
+                    )
+                last = self.step == config.steps
+                if not last and (wanted.is_set() or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
+                    self._save()
+                if wanted.is_set() and not last:
+                    raise runs.Stopped(f"interrupted after step {self.step}, saved; the same command continues it", code=130)
+        self._finish()
+
+    def advance(self) -> dict[str, Any]:
+        """One step; its row."""
+        config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
+        begun = time.perf_counter()
+        batch = self.objective.batch([self.items[0][place] for place in self._places()])
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(keyed.generator(config.seed, "dropout", self.step).initial_seed() % 2**63)
+            row = self.way.step(batch, factor)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - begun
+        self.step += 1
+        self.states = max(self.states, cost.state_bytes(self.way.optimizers))
+        return {"kind": "train", "step": self.step, "lr": config.lr * factor, **row, "seconds": round(self.seconds, 4)}
+
+    def _places(self) -> list[int]:
+        """Of the examples of this step: each once an epoch, in an order that depends on (seed, epoch) only."""
+        n, start = len(self.items[0]), self.step * self.config.sequences
+        orders: dict[int, list[int]] = {}
+        found = []
+        for number in range(start, start + self.config.sequences):
+            epoch, place = divmod(number, n)
+            if epoch not in orders:
+                orders[epoch] = torch.randperm(n, generator=keyed.generator(self.config.seed, "examples", epoch)).tolist()
+            found.append(orders[epoch][place])
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        said = json.dumps([item["input_ids"] for part in self.items for item in part])
+        return {
+            "examples": hashlib.sha256(said.encode()).hexdigest(),
+            "model": self.objective.model.state_dict(),
+            "way": self.way.state_dict(),
+            "counters": {"seconds": self.seconds, "states": self.states},
+        }
+
+    def _save(self) -> None:
+        try:
+            checkpoint.save(self.run.path / "checkpoints", self.step, self._state(), 1)
+        except checkpoint.CheckpointError as error:
+            raise runs.Stopped(str(error)) from None
+
+    def _resume(self) -> None:
+        found = checkpoint.load_latest(self.run.path / "checkpoints", (lambda _: None) if self.config.quiet else print)
+        if found is None:
+            self.run.renew()
+            return
+        step, state = found
+        if state["examples"] != self._state()["examples"]:
+            raise runs.WrongInput(f"the examples of {self.config.task} are no longer those of the checkpoint; start in another --runs-dir")
+        self.step, self.seconds, self.states = step, state["counters"]["seconds"], state["counters"]["states"]
+        self.objective.model.load_state_dict(state["model"])
+        self.way.load_state_dict(state["way"])
+        self.run.keep([row for row in self.run.rows() if row["step"] <= step])
+
+    def _finish(self) -> None:
+        for part, items in zip(("validation", "test"), self.items[1:], strict=True):
+            self.run.log({"kind": "eval", "step": self.step, "part": part, "examples": len(items), **self.objective.score(items, AT_ONCE)})
+        said = {
+            "seconds": round(self.seconds, 4),
+            "state_bytes": self.states,
+            "skipped": self.way.skipped,
+            "trained_parameters": self.way.trained,
+        }
+        self.run.log({"kind": "end", "step": self.step, **said})
+        if self.config.save_model:
+            model: Any = self.way.finalize()
+            model.save_pretrained(self.run.path / "model")
+            self.objective.tokenizer.save_pretrained(self.run.path / "model")
+        shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)
+        self.run.finish()
+
+
+class Gradients:
+    """Backpropagation, by a method of ``METHODS``."""
+
+    def __init__(self, config: Tuning, objective: Objective) -> None:
+        self.config, self.objective = config, objective
+        try:
+            self.method: Method = METHODS[config.method](objective.model, config)
+        except ValueError as error:
+            raise runs.WrongInput(str(error)) from None
+        self.optimizers = updates.optimizers(cast(Any, config), self.method)
+        self.skipped = 0
+        self.trained = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
+
+    def step(self, batch: dict[str, Tensor], factor: float) -> dict[str, Any]:
+        """One; ``factor``: share of the peak learning rates."""
+        config, method = self.config, self.method
+        self.objective.train()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                peak = config.lr if group["matrices"] or config.other_lr is None else config.other_lr
+                lr = peak * factor * (method.lr_factor(method.steps) if group["matrices"] else 1.0)
+                group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr  # torchao holds a tensor
+            optimizer.zero_grad(set_to_none=True)
+        loss = self.objective(batch)
+        loss.backward()
+        trained = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        row = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+        if not all(map(math.isfinite, row.values())):
+            self.skipped += 1
+            return {"kind": "skip"} | {name: str(value) for name, value in row.items()}
+        nn.utils.clip_grads_with_norm_(trained, config.clip or math.inf, norm)
+        updates.decay(cast(Any, config), self.optimizers)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        matrices = self.optimizers[0]
+        method.after_step(matrices, 1 - float(matrices.param_groups[0]["lr"]) * config.weight_decay)
+        return row
+
+    def finalize(self) -> nn.Module:
+        return self.method.finalize()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [o.state_dict() for o in self.optimizers], "method": self.method.state_dict(), "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.method.load_state_dict(state["method"])
+        self.skipped = state["skipped"]
+
+
+class Differences:
+    """Forward passes alone, by a method of ``ZEROTH_ORDER``. Its rank and period are options only where its class has them."""
+
+    def __init__(self, config: Tuning, objective: Objective) -> None:
+        self.config, self.objective = config, objective
+        kind = ZEROTH_ORDER[config.method]
+        own = kind.takes(law=config.law, c=config.c, rank=config.rank, every=config.refresh_every)
+        rounding = "stochastic" if config.lift == "stochastic" else "nearest"
+        common = {name: getattr(config, name) for name in ("epsilon", "queries", "momentum", "weight_decay", "seed")}
+        make: Callable[..., ZerothOrder] = kind
+        try:
+            self.optimizer = make(objective.model, config.lr, rounding=rounding, **common, **own)
+        except ValueError as error:
+            raise runs.WrongInput(str(error)) from None
+        self.optimizers: list[torch.optim.Optimizer] = [self.optimizer]
+        self.trained = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
+
+    @property
+    def skipped(self) -> int:
+        """Queries without a finite loss."""
+        return self.optimizer.skipped
+
+    def step(self, batch: dict[str, Tensor], factor: float) -> dict[str, Any]:
+        """One; ``factor``: share of the peak learning rate."""
+        self.objective.eval()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+        loss = float(self.optimizer.step(lambda: self.objective(batch)))
+        return {"loss": loss} if math.isfinite(loss) else {"kind": "skip", "loss": str(loss)}
+
+    def finalize(self) -> nn.Module:
+        return self.objective.model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def asked(config: Tuning) -> tuple[Objective, labelled.Split]:
+    """The model with its question on the CPU, and the examples."""
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    if config.head == "response":
+        split = instructions.split(config.task, config.k, config.seed, config.tests)
+        model, tokenizer = pretrained.load(config.model, config.head, 0, config.seed)
+        return Response(model, tokenizer, config.length, autocast), split
+    task = labelled.find(config.task, config.folder)
+    split = labelled.split(task, config.k, config.seed, config.tests, config.folder)
+    model, tokenizer = pretrained.load(config.model, config.head, len(task.labels), config.seed)
+    if config.head == "prompt":
+        return Prompt(model, tokenizer, config.length, autocast, task), split
+    return Classifier(model, tokenizer, config.length, autocast), split
+
+
+def _freeze(model: nn.Module) -> None:
+    """All but the linear layers of the blocks and the output layer."""
+    chosen, _ = selection.choose(model, None, 1)
+    kept = {id(p) for layer in chosen.values() for p in layer.parameters()}
+    kept |= {id(p) for name, p in model.named_parameters() if set(name.split(".")) & set(HEADS)}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in kept)
+
+
+def opened(config: Tuning) -> runs.Run:
+    """The run directory of this configuration, begun if it is new."""
+    law = f"-{config.law}" if config.method in ("lowrank", "lowrank_lr") else ""
+    place = "".join(c if c.isalnum() else "_" for c in f"{config.model}-{config.task}".replace("/", "-"))
+    return runs.start("finetune", f"{place}-{config.method}{law}", config)
+
+
+def tune(config: Tuning) -> runs.Run:
+    """Train, or continue to train, and return the finished run directory. Raises ``runs.Stopped`` and ``WrongInput``."""
+    run = opened(config)
+    if run.done:
+        return run
+    try:
+        tuner = Tuner(config, run)
+    except runs.WrongInput:
+        runs.discard_empty(run)
+        raise
+    tuner.train()
+    return run
