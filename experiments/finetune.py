@@ -73,11 +73,11 @@ class Config:
     """Start of every search instead of the contender's own."""
     seed: tuple[int, ...] = PROTOCOL
     """Seeds of the comparison."""
-    steps: int = 60
+    steps: int = 40
     """Optimizer steps with gradients."""
     sequences: int = 8
     """Examples of each."""
-    forward_steps: int = 100
+    forward_steps: int = 60
     """Steps of methods that only ask for losses."""
     forward_sequences: int = 16
     """Examples of each."""
