@@ -19,6 +19,7 @@ KEPT = {  # question → kinds of rows worth committing
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve", "cost"),
     "finetune": ("trial", "tested", "paired", "peak"),
+    "tuning": ("train", "eval", "end", "skip"),
     "bench": ("machine", "layer", "step", "memory", "refresh", "live", "optimizers"),
     "optimizers": ("state", "path", "update", "promise"),
     "memory": ("memory", "communication", "measured"),

@@ -13,7 +13,7 @@ import pandas as pd
 import tyro
 
 from experiments import runs
-from experiments.pages import figures, optimizers, report_training
+from experiments.pages import figures, finetuning, optimizers, report_training
 from experiments.pages.page import details_block, document, every, figure, records, table, verdict
 from experiments.validation import layerwise
 
@@ -56,6 +56,10 @@ def _section(run: runs.Run) -> str:
             title, body = f"Training: {run.path.name}", report_training.pretrain(run, rows)
         case "compare":
             title, body = f"Comparison in training: {config['model']}", report_training.compare(run, rows)
+        case "finetune":
+            title, body = f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
+        case "tuning":
+            title, body = f"Fine-tuning: {run.path.name}", finetuning.one(rows)
         case "bench":
             title, body = f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":

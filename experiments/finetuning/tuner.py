@@ -262,7 +262,7 @@ def opened(config: Tuning) -> runs.Run:
     """The run directory of this configuration, begun if it is new."""
     law = f"-{config.law}" if config.method in ("lowrank", "lowrank_lr") else ""
     place = "".join(c if c.isalnum() else "_" for c in f"{config.model}-{config.task}".replace("/", "-"))
-    return runs.start("finetune", f"{place}-{config.method}{law}", config)
+    return runs.start("tuning", f"{place}-{config.method}{law}", config)
 
 
 def tune(config: Tuning) -> runs.Run:

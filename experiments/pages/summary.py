@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pages import optimizers
+from experiments.pages import finetuning, optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -72,6 +72,10 @@ def found(run: Run) -> list[Any]:
                 _plain("held-out loss (nats/token)", ("contender", "loss", "seeds"), [*losses, *differences]),
                 *([_plain("costs", head, spent)] if spent else []),
             ]
+        case "finetune":
+            kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
+            told = finetuning.lines(finetuning.merged(kinds), run.config["head"] == "response")
+            return [_plain("on the test examples", tuple(told[0]), [tuple(line.values()) for line in told]), finetuning.asked(run.config)]
         case "bench":
             shown = [row for row in rows if "ratio" in row]
             lines = [
