@@ -58,7 +58,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     entries = len(tokenizer(folder, masked=True))
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    size: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
     BertForMaskedLM(BertConfig(vocab_size=entries, **size, hidden_dropout_prob=DROPOUT)).save_pretrained(folder)
     return folder
 
@@ -69,7 +69,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     entries = len(tokenizer(folder, masked=False))
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    size: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
     LlamaForCausalLM(LlamaConfig(vocab_size=entries, **size)).save_pretrained(folder)
     return folder
 
@@ -208,7 +208,6 @@ def test_every_method_of_the_registries_trains(method: str, config: Callable[...
 def test_full_adamw_is_a_plain_loop(config: Callable[..., Tuning]) -> None:
     one = config(method="adamw", other_lr=None, warmup=0.0, final_lr=1.0, clip=0.0)
     run = tuner.Tuner(one, tuner.opened(one))
-    run.objective.model.config.hidden_dropout_prob = 0.0
     for module in [*run.objective.modules(), *(twin := tuner.Tuner(one, tuner.opened(one))).objective.modules()]:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
