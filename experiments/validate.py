@@ -106,7 +106,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        ratio=(0.25,), shapes=("4x6",), spectra=("power",), resolution=0.05, batches=4, sequences=2, length=32, draws=256, steps=3,
+        ratio=(0.25,), shapes=("4x6",), spectra=("power",), resolution=0.05, batches=4, sequences=2, length=32, draws=128, steps=3,
         layer_resolution=20.0, model_resolution=20.0,
     ),
 }  # fmt: skip

@@ -46,7 +46,7 @@ def test_the_front_is_who_is_not_beaten_at_an_equal_or_smaller_cost() -> None:
 
 def test_costs_are_measured(tmp_path: Path) -> None:
     """Refreshes where there are some; the peak of full AdamW is the predicted one, and states are as large as their tensors."""
-    common: dict[str, Any] = {"sequences": 4, "accumulate": 1, "length": 32, "runs_dir": tmp_path}
+    common: dict[str, Any] = {"sequences": 2, "accumulate": 1, "length": 16, "runs_dir": tmp_path}
     fields = {
         "haar_stiefel": {"method": "lowrank", "law": "haar_stiefel", "rank": 0.25, "refresh_every": 20},
         "adamw": {"method": "adamw"},

@@ -91,7 +91,7 @@ CASES: dict[str, dict[str, Any]] = {
     "Muon": {"method": "adamw", "optimizer": "muon"},
     "8-bit AdamW": {"method": "adamw", "optimizer": "adamw8bit"},
     "9m": {"model": "9m"},
-    "9m, full AdamW, bf16": {"model": "9m", "method": "adamw", "precision": "bf16"},
+    "9m, full AdamW, bf16": {"model": "9m", "method": "adamw", "precision": "bf16", "sequences": 2, "length": 16},
 }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from experiments import compare
-from experiments.comparison import search
+from experiments import compare, pretrain
+from experiments.comparison import grid, search
 from optimizers import OPTIMIZERS
 
 
@@ -52,10 +52,11 @@ def test_one_loss_is_no_search() -> None:
         search.following({1.0: 2.0})
 
 
-def test_everyone_has_equally_many_trials(tmp_path: Path) -> None:
+def test_everyone_has_equally_many_trials(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "train", lambda cells, *_: [pretrain.main(cell) for cell in cells])
     config = compare.Config(
         law=("haar_stiefel",), baselines=("adamw", "muon", "lisa"), search="climb", trials=4, other_lr=2e-3, seed=(0, 1), steps=3, tune_steps=2,
-        sequences=2, length=16, eval_tokens=64, runs_dir=tmp_path, quiet=True,
+        sequences=2, length=16, eval_tokens=64, data=str(text), runs_dir=tmp_path, quiet=True,
     )  # fmt: skip
     rows = compare.main(config).rows()
     tried = {
