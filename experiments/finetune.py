@@ -67,7 +67,7 @@ class Config:
     """What is trained beside the matrices: all, or head."""
     other_lr: float | None = 3e-4
     """Peak learning rate of embeddings, norms and head where there are gradients; the contender's own if none."""
-    trials: int = 4
+    trials: int = 3
     """Learning rates tried for each contender, at least 3."""
     lr: float | None = None
     """Start of every search instead of the contender's own."""
@@ -77,7 +77,7 @@ class Config:
     """Optimizer steps with gradients."""
     sequences: int = 8
     """Examples of each."""
-    forward_steps: int = 60
+    forward_steps: int = 40
     """Steps of methods that only ask for losses."""
     forward_sequences: int = 16
     """Examples of each."""

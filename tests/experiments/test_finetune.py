@@ -364,7 +364,7 @@ def small(bert: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(grid, "train", train)
     return finetune.Config(
         name="small", model=str(bert), task=str(folder), method=("adamw", "lowrank:gaussian", "lowrank_lr:coordinate"), k=8, tests=40, length=16,
-        rank=4, seed=(0, 1, 2), steps=3, sequences=4, forward_steps=2, forward_sequences=8, runs_dir=tmp_path, quiet=True,
+        rank=4, trials=4, seed=(0, 1, 2), steps=3, sequences=4, forward_steps=2, forward_sequences=8, runs_dir=tmp_path, quiet=True,
     )  # fmt: skip
 
 
