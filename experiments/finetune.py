@@ -119,12 +119,12 @@ PRESETS = {
     "default": Config(),
     "every": Config(name="every", method=EVERY),
     "smollm2": Config(
-        name="smollm2", model="smollm2", method=("adamw", "lora", "lowrank:haar_stiefel", "galore", "lowrank_lr:haar_stiefel", "mezo"),
-        k=16, tests=200, seed=(13, 21), steps=20, forward_steps=20, trials=3, lr=3e-5,
+        name="smollm2", model="smollm2", method=("adamw", "lora", "lowrank:haar_stiefel", "lowrank_lr:haar_stiefel"), k=8, tests=100, length=32,
+        seed=(13, 21), steps=10, sequences=4, forward_steps=10, forward_sequences=8, lr=3e-5,
     ),
     "instructions": Config(
         name="instructions", model="smollm2", task="dolly", head="response", method=("adamw", "lora", "lowrank:haar_stiefel"), k=1000, length=256,
-        seed=(13,), steps=200, trials=3, lr=3e-5,
+        seed=(13,), steps=200, lr=3e-5,
     ),
     "roberta": Config(
         name="roberta-sst2", model="FacebookAI/roberta-large", task="sst2", head="prompt", method=("adamw", "lora", *FORWARDS), k=16, length=128,

@@ -22,10 +22,14 @@ AXES = {  # of the Pareto figure: column of a merged row → what it is called
 
 
 def committed(name: str, results: Path = RESULTS) -> dict[str, pd.DataFrame]:
-    """The rows of a committed comparison by kind; nothing if it was not run."""
+    """The rows of a committed comparison by kind; nothing if it was not run. Peaks of whole runs stay only where an allocator counted them: on a CPU
+    they are those of a process that trained others before."""
     folder = results / "compare"
     kinds = {kind: folder / f"{name}-{kind}.csv" for kind in ("final", "paired", "trial", "cost")}
-    return {kind: pd.read_csv(file) for kind, file in kinds.items() if file.exists()}
+    found = {kind: pd.read_csv(file) for kind, file in kinds.items() if file.exists()}
+    if found and json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["environment"]["device"].startswith("cpu"):
+        found["final"] = found["final"].drop(columns="peak_bytes", errors="ignore")
+    return found
 
 
 def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
@@ -120,12 +124,13 @@ def costs(name: str, results: Path = RESULTS) -> str:
         return "not yet run"
     told = json.loads((results / "compare" / f"{name}.json").read_text(encoding="utf-8"))
     config, rows = told["config"], merged(kinds)
+    costed = "times side by side" if "cost" in kinds else "peaks of whole runs" if "peak_bytes" in kinds["final"] else "costs not measured"
     fronts = {cost: {row["contender"] for row in front(rows, cost)} for cost in AXES}
     star = lambda row, cost: "*" if row["contender"] in fronts[cost] else ""  # noqa: E731
     lines = [
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens, r/n = {config['rank'][0]:g}, "
         f"K = {config['refresh_every'][0]}, {len(config['seed'])} seeds, {config['trials']} learning rates tried for each on {config['tune_steps']} "
-        f"steps; {'times side by side' if 'cost' in kinds else 'no times, peaks of whole runs'}, {told['environment']['device']}.",
+        f"steps; {costed}, {told['environment']['device']}.",
         "",
         "| method | lr | held-out loss | minus AdamW [95 % interval] | state MiB | peak MiB | step s | refresh s | amortised / AdamW |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -133,10 +138,11 @@ def costs(name: str, results: Path = RESULTS) -> str:
     for row in sorted(rows, key=lambda row: row["loss"]):
         versus = "" if row["contender"] == FULL else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         step, refresh = ("" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in ("step", "refresh"))
+        peak = "" if pd.isna(row["peak MiB"]) else f"{row['peak MiB']:.1f}{star(row, 'peak MiB')}"
         over = "" if pd.isna(row["over adamw"]) else f"{row['over adamw']:.2f}{star(row, 'seconds')}"
         lines.append(
             f"| `{row['contender']}` | {_rate(row)} | {row['loss']:.3f} ± {row['error']:.3f} | {versus} | "
-            f"{row['state MiB']:.2f}{star(row, 'state MiB')} | {row['peak MiB']:.1f}{star(row, 'peak MiB')} | {step} | {refresh} | {over} |"
+            f"{row['state MiB']:.2f}{star(row, 'state MiB')} | {peak} | {step} | {refresh} | {over} |"
         )
     return "\n".join(lines)
 
