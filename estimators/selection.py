@@ -12,7 +12,17 @@ from torch import nn
 Targets = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-HEADS = ("lm_head", "embed_out", "classifier", "score", "qa_outputs")  # output layers by the names transformers gives them
+HEADS = (
+    "lm_head",
+    "embed_out",
+    "classifier",
+    "pre_classifier",
+    "classification_head",
+    "logits_proj",
+    "cls",
+    "score",
+    "qa_outputs",
+)  # output layers by the names transformers gives them
 
 
 def rank_of(n: int, rank: int | float) -> int:

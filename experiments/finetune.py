@@ -3,13 +3,14 @@
 Every contender gets ``trials`` learning rates, three around its own start and the others where the search leads (experiments/comparison/search.py),
 on the examples of a seed that is not compared; the smallest validation loss decides. Then it trains with every seed: other examples, head, order and
 draws. What is compared is the accuracy on the same test examples. Embeddings, norms and head train alike where there are gradients
-(--other-lr; --others head freezes all but the head). Methods that only ask for losses have a batch and a number of steps of their own.
+(--other-lr; --others head freezes all but the head). Methods that only ask for losses have a batch, a number of steps and, as published, a constant
+learning rate.
 
     lowrank finetune                        all-MiniLM-L6-v2 on Rotten Tomatoes, one method of each kind
     lowrank finetune every                  the same for every method there is
     lowrank finetune smollm2                SmolLM2-135M with a new head
     lowrank finetune instructions --task FILE.jsonl   SmolLM2-135M on prompts and responses; dolly: the full set
-    lowrank finetune roberta                RoBERTa-large from the hub, SST-2 by prompts, the published protocol
+    lowrank finetune roberta                RoBERTa-large from the hub, SST-2 by prompts, k = 16, 100 000 steps of forward passes: for a GPU
     lowrank finetune --model FOLDER --task FOLDER --method adamw lowrank:spectral --k 32
 
 A cell is a training in RUNS_DIR/cells, shared by all comparisons; what is finished is not computed again, and what was interrupted goes on.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from estimators.transport import Policy
+from estimators.writing import Lift
 from experiments import runs
 from experiments.comparison import grid, search
 from experiments.finetuning import summary, tuner
@@ -91,8 +93,12 @@ class Config:
     """Decoupled."""
     precision: Precision = "fp32"
     """fp32, bf16, bf16_weights."""
+    lift: Lift = "stochastic"
+    """How updates reach 16-bit weights: stochastic (rounding), nearest, or for lowrank master (float32 copy)."""
     optimizer: Optimizer = "adamw"
     """adamw, sgd, muon, adamw8bit, for methods without an update of their own."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints of a training; 0 for one at an interruption only."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     workers: int = 2
@@ -109,8 +115,12 @@ class Config:
             raise ValueError(f"trials must be at least 3, got {self.trials}")
         if TUNING_SEED in self.seed:
             raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
-        if min(self.workers, self.forward_steps, self.forward_sequences) < 1:
-            raise ValueError("workers, forward_steps and forward_sequences must be at least 1")
+        if len(set(self.seed)) < len(self.seed):
+            raise ValueError(f"a seed is named twice: {', '.join(map(str, self.seed))}")
+        if min(self.workers, self.tests, self.forward_steps, self.forward_sequences) < 1:
+            raise ValueError("workers, tests, forward_steps and forward_sequences must be at least 1")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
         for label in self.method:
             trial(self, label, 1.0)  # each checks its own values
 
@@ -128,7 +138,7 @@ PRESETS = {
     ),
     "roberta": Config(
         name="roberta-sst2", model="FacebookAI/roberta-large", task="sst2", head="prompt", method=("adamw", "lora", *FORWARDS), k=16, length=128,
-        steps=1000, forward_steps=100_000, forward_sequences=64, lr=1e-5,
+        rank=4, refresh_every=50, other_lr=None, steps=1000, forward_steps=100_000, forward_sequences=64, lr=1e-5,
     ),
     "smoke": Config(name="smoke", method=("adamw", "mezo"), k=4, tests=16, length=16, seed=(13, 21), steps=2, forward_steps=2, trials=3),
 }  # fmt: skip

@@ -128,8 +128,9 @@ class ZerothOrder(Named, torch.optim.Optimizer, abc.ABC):
     Matrices get the method's directions, all other parameters whole ones.
 
     ``step(loss)``: ``loss`` makes one forward pass of the model on a fixed batch and returns the loss; the mean over processes is taken here, nothing
-    else has to be sent. Returns the mean of the losses that were asked. A query whose loss is not finite is left out and counted (``skipped``); with
-    too few left the step changes nothing. Dropout would differ between the two losses of a query: call ``model.eval()`` first.
+    else has to be sent. Returns the mean of the losses that were asked, NaN if none was of use. A query whose loss is not finite is left out and
+    counted (``skipped``); with too few left the step changes nothing. Dropout would differ between the two losses of a query: call ``model.eval()``
+    first.
     Raises ``ValueError`` for impossible values.
     """
 
@@ -208,7 +209,7 @@ class ZerothOrder(Named, torch.optim.Optimizer, abc.ABC):
             group["clock"] += 1
             group["skipped"] += self.queries - len(chosen)
         asked = there[good] if self.form != "antithetic" or other is None else torch.cat([there[good], other[good]])
-        return asked.mean() if chosen else there.mean()
+        return asked.mean() if chosen else torch.full_like(there.mean(), math.nan)
 
     def _loss(self, closure: Callable[[], Any], epsilon: float, query: int, read: set[str]) -> Tensor:
         """F at W + epsilon·D of one query, the mean over processes."""

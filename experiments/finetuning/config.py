@@ -11,7 +11,7 @@ from estimators.transport import Policy
 from estimators.writing import Lift
 from experiments.training.config import Optimizer, Precision
 from experiments.training.methods import METHODS
-from optimizers import ZEROTH_ORDER
+from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
 Head = Literal["classifier", "prompt", "response"]
 KNOWN = (*METHODS, *ZEROTH_ORDER)
@@ -49,8 +49,8 @@ class Tuning:
     """lowrank: steps between two lifts."""
     state: Policy = "reset"
     """lowrank: optimizer state when V changes."""
-    lift: Lift = "master"
-    """lowrank: how lifts reach 16-bit weights."""
+    lift: Lift = "stochastic"
+    """How updates reach 16-bit weights: stochastic (rounding), nearest, or for lowrank master (float32 copy)."""
     store: bool = True
     """lowrank: keep V."""
     keep: float = 2.0
@@ -60,7 +60,7 @@ class Tuning:
     online: float = 0.0
     """Fitted laws: weight of what sketches showed."""
     others: Literal["all", "head"] = "all"
-    """What is trained beside the matrices: all (embeddings, norms, head), or head (the new head alone; the rest is frozen)."""
+    """What is trained beside the matrices: all (embeddings, norms, output), or head (a classifier's head alone; the rest is frozen)."""
     lora_scale: float = 2.0
     """lora: α/r."""
     alpha: float | None = None
@@ -94,14 +94,14 @@ class Tuning:
     steps: int = 60
     """Optimizer steps."""
     sequences: int = 8
-    """Examples a step."""
+    """Examples a step, all of them if there are fewer."""
     precision: Precision = "fp32"
     """fp32, bf16 (products in bfloat16), bf16_weights."""
     seed: int = 0
     """Of the few examples, their order, the head and all draws."""
     max_skipped: int = 10
     """Steps without a finite loss that a run survives; each is skipped and counted."""
-    checkpoint_every: int = 0
+    checkpoint_every: int = 100
     """Steps between checkpoints; 0 for one at an interruption only."""
     save_model: bool = False
     """Write model and tokenizer at the end, for transformers to load."""
@@ -116,9 +116,11 @@ class Tuning:
         for name, known in (("method", KNOWN), ("law", LAWS), ("head", get_args(Head))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
-        for name in ("lr", "c", "epsilon", "lora_scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("lr", "c", "epsilon", "lora_scale", "other_lr", "alpha", "layers"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.method in OPTIMIZERS and self.optimizer not in ("adamw", "adamw8bit"):
+            raise ValueError(f"method={self.method} has its own update; --optimizer adamw8bit keeps its states in 8 bits")
         for name in ("k", "tests", "steps", "sequences", "refresh_every", "queries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

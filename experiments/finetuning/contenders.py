@@ -41,6 +41,8 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
     values: dict[str, Any] = {name: getattr(config, name) for name in same} | {"runs_dir": config.runs_dir / "cells", "quiet": True}
     forward = method in ZEROTH_ORDER
     steps, sequences = (config.forward_steps, config.forward_sequences) if forward else (config.steps, config.sequences)
+    if forward:
+        values |= {"warmup": 0.0, "final_lr": 1.0}
     values |= {"steps": steps, "sequences": sequences, "tests": 1, "seed": TUNING_SEED, **({"law": law} if law else {})}
     return Tuning(method=method, lr=lr, **values)
 

@@ -49,7 +49,7 @@ def read(source: str) -> list[Pair]:
 
 def split(source: str, k: int, seed: int, tests: int) -> Split:
     """``k`` pairs for training and as many for validation, drawn with ``seed``, and at most ``tests`` others. Raises ``WrongInput`` for too few."""
-    pairs = list(dict.fromkeys(read(source)))
+    pairs = list({pair.prompt: pair for pair in read(source)}.values())  # one response a prompt
     apart = [int.from_bytes(hashlib.sha256(pair.prompt.encode()).digest(), "big") % TEST_SHARE == 0 for pair in pairs]
     pool = [pair for pair, out in zip(pairs, apart, strict=True) if not out]
     test = [pair for pair, out in zip(pairs, apart, strict=True) if out]

@@ -93,16 +93,16 @@ class Classifier(Objective):
 
 
 class Prompt(Objective):
-    """Raises ``WrongInput`` for label words that do not begin with different tokens, and for a template whose mask is not at the end of what a
-    model that continues text can read."""
+    """Raises ``WrongInput`` for label words that do not begin with different tokens, and, where a model continues text, for a template in which
+    something that it should read comes after the answer."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, length: int, autocast: torch.dtype | None, task: Task) -> None:
         super().__init__(model, tokenizer, length, autocast)
         self.task, self.masked = task, tokenizer.mask_token is not None
-        before = task.template.split("{mask}")[0]
-        if not self.masked and not {"{text}", "{pair}"} & set(_fields(before)):
-            raise WrongInput(f"{task.name}: its prompt begins with the answer; only a model with a mask token can be asked")
-        words = [tokenizer(f" {word}" if before else word, add_special_tokens=False)["input_ids"] for word in task.words]
+        before, _, after = task.template.partition("{mask}")
+        if not self.masked and ("{text}" in after or "{pair}" in after or "{text}" not in before):
+            raise WrongInput(f"{task.name}: its prompt goes on after the answer; only a model with a mask token can be asked")
+        words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in task.words]
         first = [ids[0] for ids in words if ids]
         if len(set(first)) < len(task.words):
             raise WrongInput(f"{task.name}: the label words {', '.join(task.words)} do not begin with different tokens of this model")
@@ -112,30 +112,64 @@ class Prompt(Objective):
         return [self._item(example) for example in examples]
 
     def _item(self, example: Example) -> dict[str, Any]:
-        mask = self.tokenizer.mask_token if self.masked else ""
-        template = self.task.template if self.masked else self.task.template.split("{mask}")[0].rstrip()
-        frame = lambda text: template.format(text=text, pair=example.pair, mask=mask)  # noqa: E731
-        ids = lambda text: self.tokenizer(frame(text), add_special_tokens=True)["input_ids"]  # noqa: E731
-        over = len(ids(example.text)) - self.length
-        text = example.text
-        if over > 0:  # the text gives way, never the question
-            own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            text = self.tokenizer.decode(own[: max(1, len(own) - over)], skip_special_tokens=True)
-        found = ids(text)
+        """Texts that are too long are cut at their ends, the longer one first; the question stays. In a pair, as in LM-BFF, the first text gives its
+        final mark to the template, and the second begins small after the answer."""
+        text, pair = (part if part is None else self._plain(part) for part in (example.text, example.pair))
+        assert text is not None
+        if pair is not None:
+            text, pair = text.rstrip(".,?!"), pair[:1].lower() + pair[1:]
+        found = self._ids(text, pair)
+        while len(found) > self.length:
+            over = len(found) - self.length
+            if pair is not None and len(self._own(pair)) > len(self._own(text)):
+                pair = self._cut(pair, over)
+            elif len(self._own(text)) > 1:
+                text = self._cut(text, over)
+            else:
+                raise WrongInput(f"{self.task.name}: length={self.length} leaves no room for a text beside the question")
+            found = self._ids(text, pair)
         return {"input_ids": found, "attention_mask": [1] * len(found), "labels": example.label}
+
+    def _plain(self, text: str) -> str:
+        """Without the mask token, should a text contain it."""
+        return text.replace(self.tokenizer.mask_token, " ") if self.masked else text
+
+    def _own(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _cut(self, text: str, over: int) -> str:
+        own = self._own(text)
+        return self.tokenizer.decode(own[: max(1, len(own) - max(1, min(over, len(own) // 2)))], skip_special_tokens=True)
+
+    def _ids(self, text: str, pair: str | None) -> list[int]:
+        template = self.task.template if self.masked else self.task.template.split("{mask}")[0].rstrip()
+        said = template.format(text=text, pair=pair, mask=self.tokenizer.mask_token)
+        return self.tokenizer(said, add_special_tokens=True)["input_ids"]
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         ids, seen = batch["input_ids"], batch["attention_mask"]
-        scores = self.model(input_ids=ids, attention_mask=seen).logits
-        place = (ids == self.tokenizer.mask_token_id).int().argmax(1) if self.masked else seen.sum(1) - 1
-        return scores[torch.arange(len(ids), device=ids.device), place][:, self.first]
+        if self.masked:
+            places = ids == self.tokenizer.mask_token_id
+        else:
+            places = torch.arange(ids.shape[1], device=ids.device) == seen.sum(1, keepdim=True) - 1
+        return logits_at(self.model, batch, places)[:, self.first]
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["labels"]
 
 
-def _fields(template: str) -> list[str]:
-    return [name for name in ("{text}", "{pair}", "{mask}") if name in template]
+def logits_at(model: Any, batch: dict[str, Tensor], places: Tensor) -> Tensor:
+    """(N, entries) logits at the N ``places`` (examples, tokens) that are true, in order. All others, often gigabytes, are never made where the
+    output is a module of the usual name."""
+    output = next((module for name in ("lm_head", "cls") if isinstance(module := getattr(model, name, None), nn.Module)), None)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if output is None:
+        return model(**inputs).logits[places]
+    hook = output.register_forward_pre_hook(lambda _, arguments: (arguments[0][places].unsqueeze(0), *arguments[1:]))
+    try:
+        return model(**inputs).logits[0]
+    finally:
+        hook.remove()
 
 
 class Response(Objective):
@@ -151,8 +185,9 @@ class Response(Objective):
         return found
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        scores = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return scores[:, :-1].flatten(0, 1)
+        before = nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))  # the tokens that are followed by one of a response
+        return logits_at(self.model, batch, before)
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["labels"][:, 1:].flatten()
+        following = batch["labels"][:, 1:]
+        return following[following != IGNORED]

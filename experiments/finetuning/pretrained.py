@@ -19,9 +19,11 @@ from experiments.text import corpus
 
 
 def load(name: str, head: Head, labels: int, seed: int) -> tuple[nn.Module, Any]:
-    """(model in float32, tokenizer). A new classification head is drawn with ``seed``; the global generator is left as it was.
+    """(model in float32, tokenizer). A classification head is new, drawn with ``seed``, unless the checkpoint has one for as many labels; the global
+    generator is left as it was.
 
-    ``name``: minilm, smollm2, a folder or a hub name. Raises ``WrongInput`` when it cannot be had, or has no output of this kind.
+    ``name``: minilm, smollm2, a folder or a hub name. Raises ``WrongInput`` when it cannot be had, or has no output of this kind: a prompt needs the
+    trained output of a masked or continuing model, a response that of a continuing one.
     """
     folder, options = _place(name)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -33,16 +35,33 @@ def load(name: str, head: Head, labels: int, seed: int) -> tuple[nn.Module, Any]
             kind = {"classifier": AutoModelForSequenceClassification, "response": AutoModelForCausalLM}.get(head)
             if kind is None:
                 kind = AutoModelForMaskedLM if tokenizer.mask_token is not None else AutoModelForCausalLM
-            more: dict[str, Any] = {"num_labels": labels} if head == "classifier" else {}
-            model: Any = kind.from_pretrained(folder, dtype=torch.float32, **options, **more)
-        except (OSError, ValueError, KeyError) as error:
+            more: dict[str, Any] = {"num_labels": labels, "ignore_mismatched_sizes": True} if head == "classifier" else {}
+            loaded: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options, **more)
+            model, info = loaded
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WrongInput(f"the model {name!r} cannot be loaded for head={head}: {reason}") from None
+    if head != "classifier" and info["missing_keys"]:
+        raise WrongInput(
+            f"the model {name!r} has no trained output for head={head}: {', '.join(sorted(info['missing_keys'])[:3])} would be random"
+        )
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # no longer one mapping of the whole file, which all must leave before any of it is free
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
+    if head == "response" and (tokenizer.eos_token_id is None or not _continues(model)):
+        raise WrongInput(f"the model {name!r} does not continue text; head=response needs one that does, and a token that ends it")
     return model, tokenizer
+
+
+@torch.no_grad()
+def _continues(model: Any) -> bool:
+    """Whether what comes later changes nothing at a token."""
+    model.eval()
+    one, other = (model(input_ids=torch.tensor([[1, last]])).logits[0, 0] for last in (1, 2))
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def _place(name: str) -> tuple[Path | str, dict[str, Any]]:

@@ -66,7 +66,7 @@ def paired(rows: Sequence[dict[str, Any]], reference: str) -> list[dict[str, Any
 
 
 def peak(label: str, cell: Tuning, device: torch.device, run: runs.Run) -> dict[str, Any]:
-    """The most bytes that tensors hold in a step with a new subspace, the model and the tokens of all examples included, and seconds of a step."""
+    """The most bytes that tensors hold in a step with a new subspace, the model included."""
     few = replace(cell, refresh_every=1, steps=4)
     with footprint.watching(device) as watch:
         one = tuner.Tuner(few, run)

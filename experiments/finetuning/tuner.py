@@ -29,7 +29,7 @@ from experiments.training.methods import METHODS, Method
 from experiments.training.schedule import warmup_cosine
 from optimizers import ZEROTH_ORDER, ZerothOrder
 
-AT_ONCE = 64  # examples of an evaluation at a time
+AT_ONCE = 64  # examples of an evaluation at a time; of responses, which have a row of logits a token, a quarter
 
 
 class Tuner:
@@ -63,7 +63,7 @@ class Tuner:
                         f"{self.way.skipped} losses or gradients that are not finite up to step {self.step}; a smaller --lr may help"
                     )
                 last = self.step == config.steps
-                if not last and (wanted.is_set() or (config.checkpoint_every and self.step % config.checkpoint_every == 0)):
+                if (wanted.is_set() and not last) or (config.checkpoint_every and self.step % config.checkpoint_every == 0):
                     self._save()
                 if wanted.is_set() and not last:
                     raise runs.Stopped(f"interrupted after step {self.step}, saved; the same command continues it", code=130)
@@ -86,20 +86,26 @@ class Tuner:
 
     def _places(self) -> list[int]:
         """Of the examples of this step: each once an epoch, in an order that depends on (seed, epoch) only."""
-        n, start = len(self.items[0]), self.step * self.config.sequences
+        n = len(self.items[0])
+        size = min(n, self.config.sequences)
+        start = self.step * size
         orders: dict[int, list[int]] = {}
         found = []
-        for number in range(start, start + self.config.sequences):
+        for number in range(start, start + size):
             epoch, place = divmod(number, n)
             if epoch not in orders:
                 orders[epoch] = torch.randperm(n, generator=keyed.generator(self.config.seed, "examples", epoch)).tolist()
             found.append(orders[epoch][place])
         return found
 
+    def _examples(self) -> str:
+        """The SHA-256 of all tokens and labels."""
+        said = json.dumps([(item["input_ids"], item["labels"]) for part in self.items for item in part])
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def _state(self) -> dict[str, Any]:
-        said = json.dumps([item["input_ids"] for part in self.items for item in part])
         return {
-            "examples": hashlib.sha256(said.encode()).hexdigest(),
+            "examples": self._examples(),
             "model": self.objective.model.state_dict(),
             "way": self.way.state_dict(),
             "counters": {"seconds": self.seconds, "states": self.states},
@@ -117,7 +123,7 @@ class Tuner:
             self.run.renew()
             return
         step, state = found
-        if state["examples"] != self._state()["examples"]:
+        if state["examples"] != self._examples():
             raise runs.WrongInput(f"the examples of {self.config.task} are no longer those of the checkpoint; start in another --runs-dir")
         self.step, self.seconds, self.states = step, state["counters"]["seconds"], state["counters"]["states"]
         self.objective.model.load_state_dict(state["model"])
@@ -125,8 +131,9 @@ class Tuner:
         self.run.keep([row for row in self.run.rows() if row["step"] <= step])
 
     def _finish(self) -> None:
+        at_once = AT_ONCE // 4 if self.config.head == "response" else AT_ONCE
         for part, items in zip(("validation", "test"), self.items[1:], strict=True):
-            self.run.log({"kind": "eval", "step": self.step, "part": part, "examples": len(items), **self.objective.score(items, AT_ONCE)})
+            self.run.log({"kind": "eval", "step": self.step, "part": part, "examples": len(items), **self.objective.score(items, at_once)})
         said = {
             "seconds": round(self.seconds, 4),
             "state_bytes": self.states,
@@ -221,7 +228,7 @@ class Differences:
         self.objective.eval()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
-        loss = float(self.optimizer.step(lambda: self.objective(batch)))
+        loss = float(self.optimizer.step(lambda: self.objective(batch)))  # not a number where no query had finite losses
         return {"loss": loss} if math.isfinite(loss) else {"kind": "skip", "loss": str(loss)}
 
     def finalize(self) -> nn.Module:
@@ -239,14 +246,23 @@ def asked(config: Tuning) -> tuple[Objective, labelled.Split]:
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     if config.head == "response":
         split = instructions.split(config.task, config.k, config.seed, config.tests)
-        model, tokenizer = pretrained.load(config.model, config.head, 0, config.seed)
+        model, tokenizer = _fitting(config, 0)
         return Response(model, tokenizer, config.length, autocast), split
     task = labelled.find(config.task, config.folder)
     split = labelled.split(task, config.k, config.seed, config.tests, config.folder)
-    model, tokenizer = pretrained.load(config.model, config.head, len(task.labels), config.seed)
+    model, tokenizer = _fitting(config, len(task.labels))
     if config.head == "prompt":
         return Prompt(model, tokenizer, config.length, autocast, task), split
     return Classifier(model, tokenizer, config.length, autocast), split
+
+
+def _fitting(config: Tuning, labels: int) -> tuple[nn.Module, Any]:
+    model, tokenizer = pretrained.load(config.model, config.head, labels, config.seed)
+    settings: Any = model.config
+    most = getattr(settings, "max_position_embeddings", None)
+    if most is not None and config.length > most:
+        raise runs.WrongInput(f"length={config.length} is above the {most} positions of {config.model}")
+    return model, tokenizer
 
 
 def _freeze(model: nn.Module) -> None:

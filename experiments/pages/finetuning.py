@@ -18,6 +18,7 @@ from experiments import runs
 from experiments.pages.figures import style
 from experiments.pages.page import figure, records, table
 from experiments.publish import RESULTS
+from optimizers import ZEROTH_ORDER
 
 COMMITTED = ("default", "smollm2", "instructions")
 KINDS = ("trial", "tested", "paired", "peak")
@@ -93,7 +94,7 @@ def asked(config: dict[str, Any]) -> str:
     """What was trained, in a sentence or two."""
     responses = config["head"] == "response"
     size = f"{config['k']} examples" if responses else f"{config['k']} examples a class"
-    forward = any(name.split(":")[0] in ("lowrank_lr", "mezo", "lozo", "subzero") for name in config["method"])
+    forward = any(name.split(":")[0] in ZEROTH_ORDER for name in config["method"])
     return (
         f"{config['model']} on {Path(config['task']).stem}, {config['head']}, {size}, r = {config['rank']:g}, K = {config['refresh_every']}, "
         f"{config['steps']} steps of {config['sequences']} with gradients"
@@ -109,7 +110,7 @@ def drawn(rows: list[dict[str, Any]], responses: bool) -> Figure:
     rows = sorted(rows, key=lambda row: row["loss"]) if responses else rows
     figure, panels = plt.subplots(1, 3, figsize=(9.6, 0.26 * len(rows) + 1.1), sharey=True)
     place = np.arange(len(rows))[::-1]
-    colours = ["#D55E00" if row["state MiB"] == 0 else "#0072B2" for row in rows]  # no state: forward passes alone
+    colours = ["#D55E00" if row["method"].split(":")[0] in ZEROTH_ORDER else "#0072B2" for row in rows]
     for y, row, colour in zip(place, rows, colours, strict=True):
         panels[0].errorbar(row[what], y, xerr=[[row[f"{what} ±"]], [row[f"{what} ±"]]], fmt="o", color=colour, markersize=4, capsize=2)
         for ax, cost in ((panels[1], "peak MiB"), (panels[2], "seconds")):
@@ -129,7 +130,7 @@ def section(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in KINDS if any(row["kind"] == kind for row in rows)}
     found, responses = merged(kinds), run.config["head"] == "response"
     caption = (
-        "Bars: Student's 95 % interval over seeds. Orange: forward passes alone. The peak is of a step with a new subspace, model and examples "
+        "Bars: Student's 95 % interval over seeds. Orange: forward passes alone. The peak is of a step with a new subspace, the model "
         "included; seconds are of trainings that shared the cores."
     )
     return f"<p>{html.escape(asked(run.config))}</p>" + table(lines(found, responses)) + figure(lambda: drawn(found, responses), caption)

@@ -6,7 +6,8 @@
     a folder                train.jsonl and test.jsonl with fields ``text``, ``label`` and perhaps ``pair``
 
 The few-shot protocol is that of MeZO and LOZO (2305.17333): k examples a class for training and as many others for validation, drawn with a seed;
-at most 1000 test examples, the same for every seed. Templates and label words of prompts are theirs, of LM-BFF before them.
+at most 1000 test examples, the same for every seed. Templates and label words of prompts are theirs, of LM-BFF (2012.15723) before them; those of
+r8 are ours. TREC's smallest class has 86 examples, so k is 43 at most there.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Example:
 @dataclass(frozen=True)
 class Task:
     """What is asked. ``labels`` in order; ``words``: what a prompt is completed with, one a label; ``template`` of a prompt, with {text}, {pair} and
-    {mask}; ``examples(folder)``: (pool, test), duplicates and empty texts still in it; ``licence`` of the texts."""
+    {mask}; ``examples(folder)``: (pool, test), duplicates and empty texts still in it; ``licence`` of the texts; ``place`` of a folder."""
 
     name: str
     labels: tuple[str, ...]
@@ -49,6 +50,7 @@ class Task:
     template: str
     examples: Callable[[Path | None], tuple[list[Example], list[Example]]]
     licence: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ def split(task: Task, k: int, seed: int, tests: int, folder: Path | None = None)
     return Split(*few, [test[place] for place in sorted(chosen)])
 
 
-_CACHE: dict[tuple[str, Path | None], tuple[list[Example], list[Example]]] = {}
+_CACHE: dict[tuple[str, str], tuple[list[Example], list[Example]]] = {}
 
 
 def _cached(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
-    key = (task.name, folder)
+    key = (task.place or task.name, str(folder))
     if key not in _CACHE:
         pool, test = task.examples(folder)
         test = _distinct(task, test, set())
@@ -158,7 +160,8 @@ def _r8(folder: Path | None) -> tuple[list[Example], list[Example]]:
 @dataclass(frozen=True)
 class Hub:
     """Where a task is on the hub: repository, configuration, splits, and the fields of its rows. ``values``: what the label field holds, one a label;
-    rows of another value in ``unlabelled`` are left out (SNLI marks missing gold labels by −1)."""
+    rows of another value in ``unlabelled`` are left out (SNLI marks missing gold labels by −1). ``revision``: of repositories that are a script,
+    which `datasets` no longer runs, the branch of their converted files."""
 
     repository: str
     configuration: str | None
@@ -168,6 +171,7 @@ class Hub:
     values: tuple[Any, ...]
     pair: str | None = None
     unlabelled: tuple[Any, ...] = ()
+    revision: str | None = None
 
     def __call__(self, folder: Path | None) -> tuple[list[Example], list[Example]]:
         first, second = (list(self._examples(part, rows)) for part, rows in zip(self.splits, self._rows(folder), strict=True))
@@ -182,7 +186,7 @@ class Hub:
             return
         for part in self.splits:
             try:
-                yield datasets.load_dataset(self.repository, self.configuration, split=part)
+                yield datasets.load_dataset(self.repository, self.configuration, split=part, revision=self.revision)
             except Exception as error:  # its errors of network, hub and cache have no common base
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 told = f"{self.repository} cannot be read ({reason}); without a network give a folder with train.jsonl and test.jsonl"
@@ -195,8 +199,8 @@ class Hub:
             if missing := [field for field in fields if field not in row]:
                 raise WrongInput(f"{where}: no field {missing[0]!r}, only {', '.join(row)}")
             if row[self.label] not in self.unlabelled:
-                pair = None if self.pair is None else str(row[self.pair])
-                yield Example(str(row[self.text]), _indexed(row[self.label], self.values, where), pair)
+                texts = [_text(row[field], where) for field in (self.text, self.pair) if field is not None]
+                yield Example(texts[0], _indexed(row[self.label], self.values, where), texts[1] if self.pair else None)
 
 
 def _own(folder: Path) -> Task:
@@ -204,30 +208,42 @@ def _own(folder: Path) -> Task:
     rows = {part: list(lines(folder / f"{part}.jsonl")) for part in ("train", "test")}
     for part, some in rows.items():
         for number, row in enumerate(some, 1):
-            if not isinstance(row.get("text"), str) or "label" not in row:
-                raise WrongInput(f"{folder / part}.jsonl, line {number}: needs the fields 'text' (a string) and 'label'")
+            if not isinstance(row.get("text"), str) or "label" not in row or not isinstance(row.get("pair", ""), str):
+                raise WrongInput(
+                    f"{folder / part}.jsonl, line {number}: needs the fields 'text' (a string) and 'label', and 'pair' is a string"
+                )
     labels = tuple(sorted({str(row["label"]) for row in rows["train"]}))
+    if len({"pair" in row for some in rows.values() for row in some}) > 1:
+        raise WrongInput(f"{folder}: some rows have a field 'pair' and others have none")
     if len(labels) < 2:
         raise WrongInput(f"{folder}/train.jsonl has {len(labels)} label, a classification needs at least 2")
 
     def examples(_: Path | None) -> tuple[list[Example], list[Example]]:
         pool, test = (
             [
-                Example(row["text"], _indexed(str(row["label"]), labels, f"{folder}/{part}.jsonl, line {number}"), row.get("pair"))
+                Example(
+                    row["text"].strip(),
+                    _indexed(str(row["label"]), labels, f"{folder}/{part}.jsonl, line {number}"),
+                    row["pair"].strip() if "pair" in row else None,
+                )
                 for number, row in enumerate(some, 1)
             ]
             for part, some in rows.items()
         )
         return pool, test
 
-    return Task(folder.name, labels, labels, "{text} It was {mask}.", examples, "as provided")
+    return Task(folder.name, labels, labels, "{text} It was {mask}.", examples, "as provided", str(folder.resolve()))
 
 
 def lines(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .jsonl file. Raises ``WrongInput`` naming the line that is none."""
     if not file.is_file():
         raise WrongInput(f"there is no file {file}")
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongInput(f"{file} cannot be read as UTF-8 text: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -236,6 +252,12 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise WrongInput(f"{file}, line {number}: not an object")
             yield row
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise WrongInput(f"{where}: {value!r} is not a text")
+    return value.strip()
 
 
 def _indexed(value: Any, values: Sequence[Any], where: str) -> int:
@@ -250,7 +272,7 @@ def _no_folder(name: str, folder: Path | None) -> None:
 
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
-SENTIMENT, ENTAILMENT = "{text} It was {mask}.", "{text} ? {mask} , {pair}"
+SENTIMENT, ENTAILMENT = "{text} It was {mask}.", "{text}?{mask}, {pair}"
 REVIEWS = "wrapper MIT; third-party text, not redistributed"
 FIVE = ("very negative", "negative", "neutral", "positive", "very positive")
 QUESTIONS = ("abbreviation", "entity", "description", "human", "location", "number")
@@ -261,7 +283,7 @@ TASKS: dict[str, Task] = {
     for one in (
         Task("rotten-tomatoes", ("negative", "positive"), ("terrible", "great"), SENTIMENT, _reviews("rotten_tomatoes"), REVIEWS),
         Task("imdb", ("negative", "positive"), ("terrible", "great"), SENTIMENT, _reviews("imdb"), REVIEWS),
-        Task("r8", R8, ("company", "oil", "profit", "grain", "interest", "money", "ship", "trade"), "{mask} : {text}", _r8, "Reuters-21578"),
+        Task("r8", R8, ("company", "oil", "profit", "grain", "interest", "money", "ship", "trade"), "{mask}: {text}", _r8, "Reuters-21578"),
         Task(
             "sst2", ("negative", "positive"), ("terrible", "great"), SENTIMENT,
             Hub("nyu-mll/glue", "sst2", ("train", "validation"), "sentence", "label", (0, 1)), "as on the hub",
@@ -283,8 +305,9 @@ TASKS: dict[str, Task] = {
             Hub("nyu-mll/glue", "rte", ("train", "validation"), "sentence1", "label", (0, 1), "sentence2"), "as on the hub",
         ),
         Task(
-            "trec", QUESTIONS, ("Expression", "Entity", "Description", "Human", "Location", "Number"), "{mask} : {text}",
-            Hub("CogComp/trec", None, ("train", "test"), "text", "coarse_label", (0, 1, 2, 3, 4, 5)), "as on the hub",
+            "trec", QUESTIONS, ("Expression", "Entity", "Description", "Human", "Location", "Number"), "{mask}: {text}",
+            Hub("CogComp/trec", None, ("train", "test"), "text", "coarse_label", (0, 1, 2, 3, 4, 5), revision="refs/convert/parquet"),
+            "as on the hub",
         ),
     )
 }  # fmt: skip

@@ -22,7 +22,7 @@ from experiments import cli, finetune, runs
 from experiments.comparison import grid
 from experiments.finetuning import contenders, pretrained, tuner
 from experiments.finetuning.config import KNOWN, Tuning
-from experiments.finetuning.objectives import IGNORED, Classifier, Prompt, Response
+from experiments.finetuning.objectives import IGNORED, Classifier, Prompt, Response, logits_at
 from experiments.pages import finetuning
 from experiments.text import labelled
 from experiments.text.labelled import Example
@@ -165,6 +165,15 @@ def test_a_prompt_reads_the_label_words_at_the_mask(bert: Path) -> None:
     assert len(long) <= 16 and words.decode(long).endswith("It was [MASK] . [SEP]"), "the text gives way, not the question"
 
 
+def test_pairs_are_asked_as_they_were_published(bert: Path) -> None:
+    objective = asked(bert, "prompt", Prompt, replace(TASK, template="{text} ? {mask} , {pair}"))
+    said = lambda example: objective.tokenizer.decode(objective.items([example])[0]["input_ids"])  # noqa: E731
+    assert said(Example("w1 w2 .", 1, "W3 w4")) == "[CLS] w1 w2 [UNK] [MASK] [UNK] w3 w4 [SEP]"
+    assert said(Example("w1 [MASK] w2", 1, "w3")).count("[MASK]") == 1, "a mask in a text is no question"
+    long = said(Example("w1 w2", 1, " ".join(WORDS[:30])))
+    assert long.startswith("[CLS] w1 w2 [UNK] [MASK]") and long.endswith("[SEP]") and len(long.split()) <= 16, "the longer one gives way"
+
+
 def test_a_model_that_continues_text_is_asked_at_its_end(llama: Path) -> None:
     objective = asked(llama, "prompt", Prompt, TASK)
     items = objective.items(TEXTS)
@@ -176,7 +185,8 @@ def test_a_model_that_continues_text_is_asked_at_its_end(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (replace(TASK, template="{mask} : {text}"), "its prompt begins with the answer"),
+        (replace(TASK, template="{mask} : {text}"), "its prompt goes on after the answer"),
+        (replace(TASK, template="{text} ? {mask} , {pair}"), "its prompt goes on after the answer"),
         (replace(TASK, words=("great", "great")), "do not begin with different tokens"),
     ],
 )
@@ -196,6 +206,28 @@ def test_only_responses_are_learnt(llama: Path) -> None:
         logits = objective.model(input_ids=torch.tensor([item["input_ids"]])).logits[0].log_softmax(-1)
         total -= sum(float(logits[i - 1, token]) for i, token in enumerate(item["labels"]) if token != IGNORED)
     assert float(objective(objective.batch(items)).detach()) == pytest.approx(total / 5, rel=1e-5), "five tokens: w4 w5 eos, w7 eos"
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_only_the_logits_that_are_asked_for_are_made(kind: str, request: pytest.FixtureRequest) -> None:
+    model, _ = pretrained.load(str(request.getfixturevalue(kind)), "prompt", 2, 0)
+    batch = {"input_ids": torch.arange(6, 14).view(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    places = torch.tensor([[False, True, False, True], [True, False, False, False]])
+    torch.testing.assert_close(logits_at(model.eval(), batch, places), model(**batch).logits[places])
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_outputs_that_nobody_trained_are_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(runs.WrongInput, match="has no trained output for head=prompt"):
+        pretrained.load("minilm", "prompt", 2, 0)
+    with pytest.raises(runs.WrongInput, match="does not continue text"):
+        pretrained.load(str(bert), "response", 2, 0)
+    for labels in (2, 3):  # a head of another size is replaced, not refused
+        model: Any
+        model, words = pretrained.load(str(bert), "classifier", labels, 0)
+        model.save_pretrained(tmp_path / str(labels))
+        words.save_pretrained(tmp_path / str(labels))
+    assert pretrained.load(str(tmp_path / "3"), "classifier", 2, 0)[0].num_labels == 2
 
 
 def test_a_model_that_is_not_there_is_one_line() -> None:
@@ -270,14 +302,12 @@ def test_other_questions_train_too(head: str, bert: Path, llama: Path, config: C
 # resuming and faults
 
 
-@pytest.mark.parametrize(
-    "fields", [{"method": m} for m in ("adamw", "lowrank", "galore")] + [{"method": "lowrank_lr", "momentum": 0.5}], ids=str
-)
+@pytest.mark.parametrize("fields", [{"method": m, "momentum": 0.5 * (m == "lowrank_lr")} for m in KNOWN], ids=lambda some: some["method"])
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     fields: dict[str, Any], config: Callable[..., Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With dropout, by the signal of Ctrl-C in the third of six steps; the weights are equal to the last bit."""
-    save = {"save_model": True, "steps": 6, **fields}
+    save = {"save_model": True, "steps": 6, "lr": 1e-3, **fields}
     whole = tuner.tune(config(**save, runs_dir=tmp_path / "whole"))
     advance = tuner.Tuner.advance
 
@@ -300,8 +330,8 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     assert not (done.path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("method", ["adamw", "lowrank", "mezo"])
-def test_a_loss_that_is_not_a_number_is_skipped_and_counted(method: str, config: Callable[..., Tuning]) -> None:
+@pytest.mark.parametrize(("method", "bad"), [("adamw", 1), ("lowrank", 1), ("mezo", 1), ("mezo", 2)])
+def test_a_loss_that_is_not_a_number_is_skipped_and_counted(method: str, bad: int, config: Callable[..., Tuning]) -> None:
     one = config(method=method)
     broken = tuner.Tuner(one, tuner.opened(one))
     forward, calls = broken.objective.forward, 0
@@ -309,7 +339,7 @@ def test_a_loss_that_is_not_a_number_is_skipped_and_counted(method: str, config:
     def once(batch: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return forward(batch) * (math.nan if calls == 1 else 1.0)
+        return forward(batch) * (math.nan if calls == bad else 1.0)
 
     broken.objective.forward = once
     before = [p.detach().clone() for p in broken.objective.parameters()]
@@ -428,6 +458,11 @@ def test_every_preset_names_contenders_that_exist() -> None:
         ({"method": ()}, "nothing to compare"),
         ({"trials": 2}, "trials must be at least 3"),
         ({"seed": (1000,)}, "seed 1000 is the tuning seed"),
+        ({"seed": (13, 13)}, "a seed is named twice"),
+        ({"tests": 0}, "tests"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"other_lr": -1.0}, "other_lr must be positive"),
+        ({"method": ("adamw", "galore"), "optimizer": "muon"}, "method=galore has its own update"),
     ],
 )
 def test_comparisons_that_cannot_be(fields: dict[str, Any], message: str) -> None:
@@ -441,6 +476,8 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.startswith("lowrank: finetune: there is no task 'nowhere'")
     assert cli.main([*few, "--k", "100000"]) == 2
     assert "k=100000 needs 200000" in capsys.readouterr().err
+    assert cli.main([*few, "--length", "5000"]) == 2
+    assert "length=5000 is above the 512 positions of minilm" in capsys.readouterr().err
 
 
 def test_pretrained_weights_and_sentences(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_hub_tasks_in_their_own_schema(name: str, tmp_path: Path) -> None:
 def test_the_hub_is_asked_for_the_published_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def load(repository: str, configuration: str | None, split: str) -> list[dict[str, Any]]:
+    def load(repository: str, configuration: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
+        assert revision is None
         asked.append((repository, configuration, split))
         return [{"premise": f"p {split} {i}", "hypothesis": "h", "label": i % 4 - 1} for i in range(40)]
 
@@ -131,13 +132,29 @@ def test_what_cannot_be_drawn_is_refused(train: Any, test: Any, k: int, message:
 @pytest.mark.parametrize(
     ("line", "message"),
     [("{", "line 1: not JSON"), ("[]", "line 1: not an object"), ('{"sentence": "x"}', "row 1: no field 'label'"),
-     ('{"sentence": "x", "label": 7}', "row 1: unknown label 7, known are 0, 1")],
+     ('{"sentence": "x", "label": 7}', "row 1: unknown label 7, known are 0, 1"), ('{"sentence": null, "label": 1}', "row 1: None is not a text")],
 )  # fmt: skip
 def test_damaged_files_are_named(line: str, message: str, tmp_path: Path) -> None:
     folder = hub(tmp_path / "sst2", "sst2")
     (folder / "train.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(WrongInput, match=message):
         labelled.split(labelled.find("sst2"), 1, 0, 10, folder)
+
+
+def test_folders_of_one_name_are_not_each_other(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        own(tmp_path / place / "data", [(f"{place} {text}", y) for text, y in MANY], [(f"{place} test", "no")])
+    tests = [labelled.split(labelled.find(str(tmp_path / place / "data")), 2, 0, 10).test for place in ("a", "b")]
+    assert [test[0].text for test in tests] == ["a test", "b test"]
+
+
+def test_every_line_break_but_one_may_stand_in_a_text(tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a\u2028b\u0085c", "response": "d"}\n', encoding="utf-8")
+    assert instructions.read(str(tmp_path / "odd.jsonl"))[0].prompt == "a\u2028b\u0085c"
+    (tmp_path / "odd.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(WrongInput, match="cannot be read as UTF-8"):
+        instructions.read(str(tmp_path / "odd.jsonl"))
 
 
 def test_places_that_are_none(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class Projected(Full):
             raise WrongInput(f"method={config.method} has its own update; --optimizer adamw8bit keeps its states in 8 bits")
         if config.precision == "bf16_weights" and config.lift == "master":
             raise WrongInput(f"method={config.method} keeps no float32 copies of bf16 weights; use --lift stochastic or --lift nearest")
+        if not self.layers:
+            raise WrongInput(f"method={config.method}: no linear layer of {type(self.model).__name__} can be projected")
         names = {id(p): name for name, p in self.model.named_parameters()}
         smallest = min(min(p.shape) for p in self.matrices())
         if "rank" in self.options and not 0 < config.rank <= smallest:
