@@ -1,0 +1,207 @@
+"""Memory of work without the numbers: operations run on fake tensors, which have shapes and storages and nothing in them, and every storage is
+followed from its making to its release.
+
+    with faked(), Ledger() as ledger:
+        ... build, step once ...
+        with ledger.part("step"):
+            ... step ...
+    ledger.peak("step")    # bytes by category, at the moment when their sum was largest
+
+What asks fake tensors for numbers is answered as if all were well (``answer``): the one place where control flow that depends on data is decided.
+Numbers of bytes are those of tensors between operations; what one operation takes and gives back inside itself is not seen, and on a real device is
+part of the peak: that is what the comparison with the allocator (experiments/training/footprint.py) is for.
+
+Differs from torch's own MemTracker, with which it agrees to the byte on a step of AdamW: that one refuses a second forward pass of the model, and
+so every zeroth-order step; its categories are fixed and have none for a projector; and a state that an optimizer replaces within the step is
+taken for a temporary there.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import _lru_cache_wrapper
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+CATEGORIES = ("weights", "gradients", "states", "activations", "projector", "temporaries")
+OWN = ("estimators", "optimizers", "experiments")  # packages whose functions remember tables
+UNKNOWN = "temporaries"  # of a storage that nobody says to be anything else
+Owned = Callable[[], Iterable[tuple[str, Tensor]]]
+
+
+@contextmanager
+def faked() -> Iterator[None]:
+    """Inside, tensors that are made have a shape, a dtype and a device, and no numbers. Tables that functions of this project remember are
+    forgotten at both ends: a real one is of no use inside, a fake one outside."""
+    _forget()
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        _forget()
+
+
+def is_faked() -> bool:
+    """Whether tensors that are made now are fake."""
+    return detect_fake_mode() is not None
+
+
+def _forget() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in OWN:
+            for value in vars(module).values():
+                if isinstance(value, _lru_cache_wrapper):
+                    value.cache_clear()
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of every storage that is made while this is entered, in the order of time.
+
+    ``owned`` gives (category, tensor) for what stands still between operations: weights, gradients, states. It is asked by ``note``, at the ends of a
+    part, and around every step of an optimizer; what is not named ever is a temporary. Works with real tensors too.
+    """
+
+    def __init__(self, owned: Owned = tuple) -> None:
+        super().__init__()
+        self.owned = owned
+        self.changes: list[tuple[int, int]] = []  # (storage, bytes more or less); storages are numbered as they come
+        self.categories: list[str] = []  # of each storage
+        self.parts: dict[str, tuple[int, int]] = {}  # where a part begins and ends in ``changes``
+        self._live: dict[int, tuple[int, Any]] = {}  # address → number, weak reference
+        self._facts: dict[int, Any] = {}  # number → what its numbers are taken to be
+        self._hooks: list[Any] = []
+
+    # what the modes of torch ask for
+
+    def __enter__(self) -> Ledger:
+        notes: Callable[..., None] = lambda *_: self.note()  # noqa: E731
+        self._hooks = [
+            register_optimizer_step_pre_hook(notes),
+            register_optimizer_step_post_hook(notes),
+        ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*exception)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return self._recorded(self._answer(func, args))
+        self._recorded(result)
+        self._learn(func, args, result)
+        return result
+
+    # bytes
+
+    def _recorded(self, result: Any) -> Any:
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._number(tensor)
+        return result
+
+    def _number(self, tensor: Tensor) -> int:
+        """Of a tensor's storage, which is entered if it is new."""
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._live:
+            return self._live[address][0]
+        number, size = len(self.categories), storage.nbytes()
+        self.categories.append(UNKNOWN)
+        self.changes.append((number, size))
+
+        def released(_: Any) -> None:
+            self.changes.append((number, -size))
+            self._live.pop(address, None)
+            self._facts.pop(number, None)
+
+        self._live[address] = number, weakref.ref(storage, released)
+        return number
+
+    def note(self) -> None:
+        """Write down what ``owned`` says now."""
+        with _disable_current_modes():
+            for category, tensor in self.owned():
+                self.name(tensor, category)
+
+    def name(self, tensor: Tensor, category: str) -> None:
+        """The category of one tensor's storage, for all its life."""
+        self.categories[self._number(tensor)] = category
+
+    def keeps(self, category: str) -> None:
+        """All that lives now and is nothing yet is of this category."""
+        for number, _ in self._live.values():
+            if self.categories[number] == UNKNOWN:
+                self.categories[number] = category
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Work that ``peak`` can be asked for. Garbage in cycles of references is collected first."""
+        gc.collect()
+        self.note()
+        start = len(self.changes)
+        yield
+        self.note()
+        self.parts[name] = start, len(self.changes)
+
+    def peak(self, name: str) -> dict[str, int]:
+        """Bytes by category at the first moment of the part at which most were held. Raises ``KeyError`` for a part that was not."""
+        start, end = self.parts[name]
+        total = most = when = 0
+        for i, (_, size) in enumerate(self.changes[:end]):
+            total += size
+            if i < start or total > most:
+                most, when = total, i
+        held = dict.fromkeys(CATEGORIES, 0)
+        for number, size in self.changes[: when + 1]:
+            held[self.categories[number]] += size
+        return held
+
+    # numbers that are asked for
+
+    def _learn(self, func: Any, args: Any, result: Any) -> None:
+        """What ``answer`` has to know of a small result."""
+        if not isinstance(result, Tensor) or result.numel() > 1:
+            return
+        packet, number = func.overloadpacket, self._live[result.untyped_storage()._cdata][0]
+        if packet is aten.any:
+            self._facts[number] = False
+        elif packet is aten.sum and isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
+            self._facts[number] = args[0].numel()
+        elif packet is aten.max or packet is aten.amax:
+            self._facts[number] = 0.0
+
+    def _answer(self, func: Any, args: Any) -> Any:
+        """All is well: what is asked for is finite, so comparisons hold, everywhere, and ``any`` is asked about faults, of which there are none;
+        a mask lets everything through, a count counts all, a largest value, which is asked of defects, is 0, another number 1, and an index its own place."""
+        tensor = args[0]
+        match func.overloadpacket:
+            case aten._local_scalar_dense:
+                fact = self._facts.get(self._number(tensor))
+                if fact is None:
+                    fact = True if tensor.dtype == torch.bool else 1.0 if tensor.dtype.is_floating_point else tensor.storage_offset()
+                return fact
+            case aten.nonzero:
+                return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.int64)
+            case aten.index:
+                return tensor.reshape(-1).clone()
+            case aten.allclose | aten.equal:
+                return True
+        raise NotImplementedError(f"{func} asks fake tensors for numbers, and nothing is known to answer")
