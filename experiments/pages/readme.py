@@ -17,7 +17,7 @@ import pandas as pd
 from estimators import LAWS
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import comparisons, optimizers
+from experiments.pages import comparisons, footprints, optimizers
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS
@@ -142,9 +142,11 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "updates": updates_table,
         "bench": bench_table,
         "memory": memory_table,
+        "footprints": footprints.markdown,
     },
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
-    | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED},
+    | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
+    | {"footprints": footprints.llamas},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

@@ -129,6 +129,7 @@ def memory(rows: list[dict[str, Any]]) -> str:
         "memory": "Predicted peak of a step on one device, bytes",
         "communication": "Sent in a step",
         "measured": "Predicted and measured",
+        **footprints.KINDS,
     }
     text = ""
     for kind, title in titles.items():

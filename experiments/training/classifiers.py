@@ -9,7 +9,7 @@ import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from estimators import keyed
-from experiments.training.stepper import Task, placed
+from experiments.training.stepper import Task
 
 
 def _roberta(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int) -> dict[str, Any]:
@@ -40,12 +40,16 @@ def classification(preset: str, sequences: int, length: int, seed: int, precisio
         raise ValueError(f"classification(precision={precision!r}): known are {', '.join(PRECISIONS)}")
     if not 1 <= length <= (limit := PRESETS[preset]["max_position_embeddings"] - 2):
         raise ValueError(f"classification(length={length}): must be between 1 and the model's {limit}")
-    config = RobertaConfig(
-        **PRESETS[preset], num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
-    )
+    fields: dict[str, Any] = {
+        "num_labels": 2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": "sdpa",
+    }
+    config = RobertaConfig(**PRESETS[preset], **fields)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        model = placed(lambda: RobertaForSequenceClassification(config), device)
+        model = RobertaForSequenceClassification(config).to(device)  # pyright: ignore[reportArgumentType]
     generator = keyed.generator(seed, "footprint", 0)
     ids = torch.randint(3, PRESETS[preset]["vocab_size"], (sequences, length), generator=generator).to(device)
     labels = torch.randint(2, (sequences,), generator=generator).to(device)

@@ -12,8 +12,7 @@ Numbers of bytes are those of tensors between operations; what one operation tak
 part of the peak: that is what the comparison with the allocator (experiments/training/footprint.py) is for.
 
 Differs from torch's own MemTracker, with which it agrees to the byte on a step of AdamW: that one refuses a second forward pass of the model, and
-so every zeroth-order step; its categories are fixed and have none for a projector; and a state that an optimizer replaces within the step is
-taken for a temporary there.
+so every zeroth-order step; its categories are fixed, with none for a projector; and all that an optimizer's step makes counts as state there.
 """
 
 from __future__ import annotations
@@ -28,14 +27,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-CATEGORIES = ("weights", "gradients", "states", "activations", "projector", "temporaries")
+CATEGORIES: tuple[str, ...] = ("weights", "gradients", "states", "activations", "projector", "temporaries")
 OWN = ("estimators", "optimizers", "experiments")  # packages whose functions remember tables
 UNKNOWN = "temporaries"  # of a storage that nobody says to be anything else
 Owned = Callable[[], Iterable[tuple[str, Tensor]]]
@@ -47,15 +44,19 @@ def faked() -> Iterator[None]:
     forgotten at both ends: a real one is of no use inside, a fake one outside."""
     _forget()
     try:
-        with FakeTensorMode():
+        with _Faked():
             yield
     finally:
         _forget()
 
 
-def is_faked() -> bool:
-    """Whether tensors that are made now are fake."""
-    return detect_fake_mode() is not None
+class _Faked(FakeTensorMode):
+    """Without a memory of which fake tensor stands for which: its weak references keep modules from being moved or converted."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.fake_tensor_converter.meta_converter.tensor_memo.clear()
+        return result
 
 
 def _forget() -> None:
@@ -69,8 +70,8 @@ def _forget() -> None:
 class Ledger(TorchDispatchMode):
     """Bytes of every storage that is made while this is entered, in the order of time.
 
-    ``owned`` gives (category, tensor) for what stands still between operations: weights, gradients, states. It is asked by ``note``, at the ends of a
-    part, and around every step of an optimizer; what is not named ever is a temporary. Works with real tensors too.
+    ``owned`` gives (category, tensor) for what stands still between operations: weights, gradients, states. It is asked at the ends of a part, which
+    should therefore be one step; what is not named ever is a temporary. Works with real tensors too.
     """
 
     def __init__(self, owned: Owned = tuple) -> None:
@@ -81,23 +82,6 @@ class Ledger(TorchDispatchMode):
         self.parts: dict[str, tuple[int, int]] = {}  # where a part begins and ends in ``changes``
         self._live: dict[int, tuple[int, Any]] = {}  # address → number, weak reference
         self._facts: dict[int, Any] = {}  # number → what its numbers are taken to be
-        self._hooks: list[Any] = []
-
-    # what the modes of torch ask for
-
-    def __enter__(self) -> Ledger:
-        notes: Callable[..., None] = lambda *_: self.note()  # noqa: E731
-        self._hooks = [
-            register_optimizer_step_pre_hook(notes),
-            register_optimizer_step_post_hook(notes),
-        ]
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -189,8 +173,8 @@ class Ledger(TorchDispatchMode):
             self._facts[number] = 0.0
 
     def _answer(self, func: Any, args: Any) -> Any:
-        """All is well: what is asked for is finite, so comparisons hold, everywhere, and ``any`` is asked about faults, of which there are none;
-        a mask lets everything through, a count counts all, a largest value, which is asked of defects, is 0, another number 1, and an index its own place."""
+        """All is well: what is asked for is finite, comparisons hold everywhere, and ``any`` is asked about faults, of which there are none. A mask
+        lets everything through, a count counts all. A largest value, which is asked of defects, is 0, another number 1, an index its own place."""
         tensor = args[0]
         match func.overloadpacket:
             case aten._local_scalar_dense:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from estimators import keyed
 from experiments.training import models
-from experiments.training.faked import is_faked
 from experiments.training.loss import CHUNK_BYTES
 from experiments.training.methods import METHODS, Method
 from experiments.training.objective import Objective
@@ -22,8 +21,6 @@ from optimizers import Subspace, ZerothOrder, per_layer
 
 if TYPE_CHECKING:
     from experiments.training.config import Config
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Task:
 
 def language(settings: Config, device: torch.device) -> Task:
     """Next tokens of ``sequences`` × ``length`` random tokens, by a LLaMA preset."""
-    model = placed(lambda: models.build(settings.model, settings.seed), device)
+    model = models.build(settings.model, settings.seed).to(device)  # pyright: ignore[reportArgumentType]
     if settings.precision == "bf16_weights":
         model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None)
@@ -44,15 +41,6 @@ def language(settings: Config, device: torch.device) -> Task:
     entries = models.PRESETS[settings.model]["vocab_size"]
     ids = torch.randint(entries, (settings.sequences, settings.length), generator=generator).to(device)
     return Task(model, lambda: objective(ids) if torch.is_grad_enabled() else _by_modules(objective, ids))
-
-
-def placed(build: Callable[[], Model], device: torch.device) -> Model:
-    """The model on ``device``, with weights that do not depend on it: built on the CPU and moved. Fake tensors, which modules cannot move, are made
-    there."""
-    if not is_faked():
-        return build().to(device)
-    with device:
-        return build()
 
 
 def _by_modules(objective: Objective, ids: Tensor) -> Tensor:
@@ -140,4 +128,4 @@ class ForwardStepper:
     def step(self) -> None:
         """Forward passes and the update."""
         for optimizer in self.optimizers:
-            optimizer.step(self.task.loss)  # pyright: ignore[reportArgumentType]
+            optimizer.step(self.task.loss)  # pyright: ignore[reportCallIssue, reportArgumentType]
