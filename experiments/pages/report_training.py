@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import runs
-from experiments.pages import comparisons, figures_training
+from experiments.pages import comparisons, figures_training, footprints
 from experiments.pages.page import details_block, figure, records, table, verdict
 
 
