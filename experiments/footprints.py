@@ -24,17 +24,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from estimators import LAWS
 from estimators.linear import LowRankLinear
 from experiments import pretrain, runs
 from experiments.training import classifiers, footprint, models
 from experiments.training.faked import CATEGORIES, Ledger, faked
-from experiments.training.methods import METHODS, LowRank
+from experiments.training.methods import METHODS, LowRank, Projected
 from experiments.training.stepper import ForwardStepper, FusedStepper, Stepper, Task, language
 from optimizers import ZEROTH_ORDER, Subspace
 
 TOLERANCE = 0.1  # of the allocator's peak
-PERIOD = 4  # K of the steps that are watched: states and fitted laws are there in the third, V and frames change in the fourth or fifth
-PLAIN, *CHANGES = "third", "fourth", "fifth"
+PLAIN, CHANGE = "plain", "change"  # steps that are watched: nothing or everything that changes once in K changes
 FULL = "adamw"  # whom all others are compared with
 TARGETS = {"lowrank_lr": 0.20, "haar_stiefel fused": 0.45, "haar_stiefel fused recomputed": 0.45}  # of the peak of FULL, on RoBERTa-large
 TARGETED = "roberta-large"
@@ -106,7 +106,7 @@ def settings(config: Config, **fields: Any) -> pretrain.Config:
         sequences, length = preset.sequences // preset.accumulate, preset.length
     batch = {"sequences": config.sequences or sequences, "length": config.length or length, "accumulate": 1}
     same = {name: getattr(config, name) for name in ("rank", "precision", "seed", "device")}
-    return replace(preset, **batch, **same, refresh_every=PERIOD, measure_every=0, eval_tokens=max(2, batch["length"]), **fields)
+    return replace(preset, **batch, **same, measure_every=0, eval_tokens=max(2, batch["length"]), **fields)
 
 
 PRESETS = {name: Config(model=name) for name in (*classifiers.PRESETS, *models.PRESETS)}
@@ -139,13 +139,14 @@ def measured(config: Config, name: str, device: torch.device) -> list[dict[str, 
     """A row of kind footprint; with ``real`` also one of kind agreement for each part. Raises ``ValueError`` for what a method refuses."""
     made = settings(config)
     ledger = faked_steps(config, name, device)
-    plain, refresh = ledger.peak(PLAIN), max((ledger.peak(part) for part in CHANGES), key=lambda held: sum(held.values()))
+    plain, changed = ledger.peak(PLAIN), ledger.peak(CHANGE)
     said = {"model": config.model, "name": name, "sequences": made.sequences, "length": made.length, "precision": config.precision}
-    total, largest = sum(plain.values()), sum(refresh.values())
-    rows: list[dict[str, Any]] = [{"kind": "footprint", **said, **plain, "total": total, "refresh": largest}]
+    total, refresh = sum(plain.values()), sum(changed.values())
+    rows: list[dict[str, Any]] = [{"kind": "footprint", **said, **plain, "total": total, "refresh": refresh}]
     if config.real:
         peaks = real_steps(config, name, device)
-        for step, fake, real in (("plain", total, peaks[PLAIN]), ("refresh", largest, max(peaks[part] for part in CHANGES))):
+        for step, fake in ((PLAIN, total), (CHANGE, refresh)):
+            real = peaks[step]
             sizes = {"fake": fake, "allocated": real, "ratio": fake / real, "holds": abs(fake / real - 1) <= TOLERANCE}
             rows.append({"kind": "agreement", **said, "step": step, "device": device.type, **sizes})
     return rows
@@ -170,7 +171,7 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def faked_steps(config: Config, name: str, device: torch.device) -> Ledger:
-    """All steps on fake tensors, in a ledger with a part for each of the last three."""
+    """All steps on fake tensors, in a ledger with the parts PLAIN and CHANGE."""
     with faked(), Ledger() as ledger:
         made = side(config, name, device, ledger)
         ledger.owned = lambda: owned(made)
@@ -189,18 +190,29 @@ def real_steps(config: Config, name: str, device: torch.device) -> dict[str, int
 
 
 def walk(made: Stepper | ForwardStepper, part: Callable[[str], Any]) -> None:
-    """Two steps, a plain one, and the two among which everything that changes once in PERIOD changes."""
-    for _ in range(PERIOD - 2):
-        made.step()
-    for name in (PLAIN, *CHANGES):
+    """A plain step with all states there, and one in which V, a frame or a turn changes; without gradients all steps hold as much."""
+    if isinstance(made, Stepper):
+        for _ in range(max(1, made.settings.refresh_every - 2)):
+            made.step()
+    for name in (PLAIN, CHANGE):
         with part(name):
             made.step()
+
+
+def period(method: str, law: str = "") -> int:
+    """K for the steps of ``walk``: optimizers change their frames in the step that begins a period, LowRank-IPA its V in the one that ends it, and a
+    fitted law also after the very first, where it drops its states."""
+    if issubclass(METHODS[method], Projected):
+        return 2
+    return 4 if law and LAWS[law].fitted else 3
 
 
 def side(config: Config, name: str, device: torch.device, ledger: Ledger | None = None) -> Stepper | ForwardStepper:
     """The model under one method; ``ledger`` is told when a forward pass is over."""
     fields = dict(CONTENDERS[name])
     kind, fused = fields.pop("kind", None), fields.pop("fused", False)
+    if kind is None:
+        fields["refresh_every"] = period(fields["method"], fields.get("law", ""))
     made = settings(config, **fields)
     if config.model in classifiers.PRESETS:
         task = classifiers.classification(config.model, made.sequences, made.length, made.seed, made.precision, device)

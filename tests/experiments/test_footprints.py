@@ -42,7 +42,7 @@ def test_every_method_of_the_registries_is_there() -> None:
 def test_fake_tensors_weigh_what_the_allocator_hands_out(name: str, model: str) -> None:
     row, *seen = footprints.measured(small(model, real=True), name, CPU)
     assert row["total"] == sum(row[category] for category in CATEGORIES)
-    assert [one["step"] for one in seen] == ["plain", "refresh"]
+    assert [one["step"] for one in seen] == ["plain", "change"]
     for one in seen:
         assert one["holds"] and abs(one["ratio"] - 1) <= 0.1, one
 
