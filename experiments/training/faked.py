@@ -26,8 +26,10 @@ from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
+import torch.optim.optimizer as _optimizer
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -41,12 +43,17 @@ Owned = Callable[[], Iterable[tuple[str, Tensor]]]
 @contextmanager
 def faked() -> Iterator[None]:
     """Inside, tensors that are made have a shape, a dtype and a device, and no numbers. Tables that functions of this project remember are
-    forgotten at both ends: a real one is of no use inside, a fake one outside."""
+    forgotten at both ends: a real one is of no use inside, a fake one outside. Fake parameters of a GPU are updated together, as real ones are."""
     _forget()
+    together = (_optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types)
+    for kinds in together:
+        kinds.append(FakeTensor)
     try:
         with _Faked():
             yield
     finally:
+        for kinds in together:
+            kinds.remove(FakeTensor)
         _forget()
 
 

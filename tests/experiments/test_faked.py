@@ -81,6 +81,25 @@ def test_modules_of_fake_tensors_can_be_moved_and_converted() -> None:
     assert layer.weight.dtype == torch.bfloat16
 
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device, together", [("cpu", False), pytest.param("cuda", True, marks=GPU)])
+def test_a_gpu_updates_all_parameters_at_once(device: str, together: bool) -> None:
+    """Temporaries of AdamW on a GPU are as many as all weights and more, on a CPU as many as the largest."""
+    with faked(), Ledger() as ledger:
+        layers = nn.Sequential(*(nn.Linear(100, 100, bias=False, device=device) for _ in range(8)))
+        optimizer = torch.optim.AdamW(layers.parameters())
+        for p in layers.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        with ledger.part("step"):
+            optimizer.step()
+    before = 4 * 8 * 100**2 * 4  # weights, gradients, two moments
+    extra = sum(ledger.peak("step").values()) - before
+    assert (extra >= 8 * 100**2 * 4) is together and extra >= 100**2 * 4
+
+
 def model_of() -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
 
