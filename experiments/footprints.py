@@ -114,7 +114,8 @@ PRESETS = {name: Config(model=name) for name in (*classifiers.PRESETS, *models.P
 
 def main(config: Config) -> runs.Run:
     """Make the steps of every method and return the run directory."""
-    said = [f"{config.sequences}x{config.length}"] if config.sequences or config.length else []
+    made = settings(config)
+    said = [f"{made.sequences}x{made.length}"] if config.sequences or config.length else []
     said += [config.precision] if config.precision != "fp32" else []
     run = runs.start("memory", "-".join(["measure", config.model, *said, *(["real"] if config.real else [])]), config)
     if run.done:
@@ -139,13 +140,13 @@ def measured(config: Config, name: str, device: torch.device) -> list[dict[str, 
     """A row of kind footprint; with ``real`` also one of kind agreement for each part. Raises ``ValueError`` for what a method refuses."""
     made = settings(config)
     ledger = faked_steps(config, name, device)
-    plain, changed = ledger.peak(PLAIN), ledger.peak(CHANGE)
+    held = {step: ledger.peak(step) for step in ledger.parts}
     said = {"model": config.model, "name": name, "sequences": made.sequences, "length": made.length, "precision": config.precision}
-    total, refresh = sum(plain.values()), sum(changed.values())
-    rows: list[dict[str, Any]] = [{"kind": "footprint", **said, **plain, "total": total, "refresh": refresh}]
+    totals = {step: sum(sizes.values()) for step, sizes in held.items()}
+    rows: list[dict[str, Any]] = [{"kind": "footprint", **said, **held[PLAIN], "total": totals[PLAIN], "change": totals.get(CHANGE)}]
     if config.real:
         peaks = real_steps(config, name, device)
-        for step, fake in ((PLAIN, total), (CHANGE, refresh)):
+        for step, fake in totals.items():
             real = peaks[step]
             sizes = {"fake": fake, "allocated": real, "ratio": fake / real, "holds": abs(fake / real - 1) <= TOLERANCE}
             rows.append({"kind": "agreement", **said, "step": step, "device": device.type, **sizes})
@@ -171,7 +172,7 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def faked_steps(config: Config, name: str, device: torch.device) -> Ledger:
-    """All steps on fake tensors, in a ledger with the parts PLAIN and CHANGE."""
+    """All steps on fake tensors, in a ledger with the parts PLAIN and, if anything changes, CHANGE."""
     with faked(), Ledger() as ledger:
         made = side(config, name, device, ledger)
         ledger.owned = lambda: owned(made)
@@ -190,12 +191,15 @@ def real_steps(config: Config, name: str, device: torch.device) -> dict[str, int
 
 
 def walk(made: Stepper | ForwardStepper, part: Callable[[str], Any]) -> None:
-    """A plain step with all states there, and one in which V, a frame or a turn changes; without gradients all steps hold as much."""
+    """A plain step with all states there, and one in which V, a frame or a turn changes, if one does: not where the method does not read K, nor
+    without gradients, where V is drawn at every use."""
     if isinstance(made, Stepper):
         for _ in range(max(1, made.settings.refresh_every - 2)):
             made.step()
-    for name in (PLAIN, CHANGE):
-        with part(name):
+    with part(PLAIN):
+        made.step()
+    if isinstance(made, Stepper) and "refresh_every" in made.method.needs:
+        with part(CHANGE):
             made.step()
 
 

@@ -15,7 +15,7 @@ from experiments.training.faked import CATEGORIES
 FULL = "adamw"  # whom peaks are compared with
 HEADS = {"projector": "projector, residual"}
 KINDS = {  # kinds of rows → what they are
-    "footprint": "Peak of a plain step by category, bytes; refresh: peak of the steps in which V, a frame or a turn changes",
+    "footprint": "Peak of a plain step by category, bytes; change: peak of the steps in which V, a frame or a turn changes",
     "target": "Targets, over full AdamW with the same batch",
     "agreement": "Fake tensors beside the allocator",
     "not_run": "Not run",
@@ -36,7 +36,7 @@ def lines(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
                 **sizes,
                 "peak MiB": f"{row['total'] / 2**20:,.0f}",
                 **over,
-                "at a change": f"{row['refresh'] / 2**20:,.0f}",
+                "at a change": "" if pd.isna(row["change"]) else f"{row['change'] / 2**20:,.0f}",
             }
         )
     return told

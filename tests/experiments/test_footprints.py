@@ -42,7 +42,7 @@ def test_every_method_of_the_registries_is_there() -> None:
 def test_fake_tensors_weigh_what_the_allocator_hands_out(name: str, model: str) -> None:
     row, *seen = footprints.measured(small(model, real=True), name, CPU)
     assert row["total"] == sum(row[category] for category in CATEGORIES)
-    assert [one["step"] for one in seen] == ["plain", "change"]
+    assert [one["step"] for one in seen] == ["plain", "change"][: 1 if row["change"] is None else 2]
     for one in seen:
         assert one["holds"] and abs(one["ratio"] - 1) <= 0.1, one
 
@@ -161,7 +161,7 @@ def test_the_command_measures_shows_and_publishes(tmp_path: Path, capsys: pytest
     flags = "memory measure roberta-tiny --method adamw mezo --sequences 2 --length 16 --real --quiet --runs-dir"
     assert cli.main([*flags.split(), str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    for word in ("adamw", "mezo", "gradients", "projector, residual", "peak MiB", "/ AdamW", "fake tensors and allocator", "4/4"):
+    for word in ("adamw", "mezo", "gradients", "projector, residual", "peak MiB", "/ AdamW", "fake tensors and allocator", "2/2"):
         assert word in shown
     (path,) = tmp_path.iterdir()
     written = publish.main(publish.Config(run=(path,), out=tmp_path / "results"))
