@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -208,3 +209,21 @@ def test_what_a_method_refuses_is_a_row_and_no_gap(tmp_path: Path) -> None:
     kinds = [(row["kind"], row["name"]) for row in run.rows()]
     assert kinds == [("not_run", "galore"), ("not_run", "haar_stiefel"), ("footprint", "adamw")]
     assert [row["name"] for row in run.rows() if "rank" in row.get("why", "")] == ["galore", "haar_stiefel"]
+
+
+def test_tables_are_of_committed_rows(tmp_path: Path) -> None:
+    assert page.markdown(tmp_path) == page.llamas(tmp_path) == "not yet run"
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    said = {"sequences": 2, "length": 16, "precision": "fp32"} | dict.fromkeys(CATEGORIES, 2**20)
+    for model in ("roberta-large", "60m"):
+        rows = [
+            {"model": model, "name": name, **said, "total": total, "change": None} for name, total in (("adamw", 2**30), ("mezo", 2**29))
+        ]
+        pd.DataFrame(rows).to_csv(folder / f"measure-{model}-footprint.csv", index=False)
+        pd.DataFrame([{"model": model, "name": "galore", "why": "a reason"}]).to_csv(folder / f"measure-{model}-not_run.csv", index=False)
+        runs.write_json(folder / f"measure-{model}.json", {"config": {"rank": 0.125}})
+    text = page.markdown(tmp_path)
+    assert "roberta-large, batch 2 × 16 tokens, fp32, r/n = 0.125" in text and "`galore` on roberta-large was not run: a reason" in text
+    assert "| `mezo` | 1 | 1 | 1 | 1 | 1 | 1 | 512 | 0.50× |  |" in text
+    assert "| `mezo` | 0.50 (0.50×) |" in page.llamas(tmp_path) and "`galore` on 60m was not run: a reason" in page.llamas(tmp_path)
