@@ -74,6 +74,8 @@ class Config:
     """fp32; bf16 (products in bfloat16, weights float32)."""
     real: bool = False
     """Also make the steps with real tensors and compare the peak with the allocator's."""
+    operations: int = 1_000_000
+    """Operations of a method's steps; one that needs more is not run, and says so."""
     device: str = "cpu"
     """cpu or cuda: whose operations the fake tensors stand for, and where real ones are."""
     seed: int = 0
@@ -89,8 +91,9 @@ class Config:
         for name in self.method:
             if name not in CONTENDERS:
                 raise ValueError(f"unknown method {name!r}, known are {', '.join(CONTENDERS)}")
-        if self.sequences is not None and self.sequences < 1:
-            raise ValueError(f"sequences must be at least 1, got {self.sequences}")
+        for name in ("sequences", "operations"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         settings(self)
 
 
@@ -128,7 +131,7 @@ def main(config: Config) -> runs.Run:
             bar.set_postfix_str(name)
             try:
                 run.log(*measured(config, name, device))
-            except ValueError as refused:  # what it cannot do with this rank or model
+            except ValueError as refused:  # what it cannot do with this rank, or within the operations
                 run.log({"kind": "not_run", "model": config.model, "name": name, "why": str(refused)})
             bar.update()
     run.log(*targets([row for row in run.rows() if row["kind"] == "footprint"]))
@@ -173,7 +176,7 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def faked_steps(config: Config, name: str, device: torch.device) -> Ledger:
     """All steps on fake tensors, in a ledger with the parts PLAIN and, if anything changes, CHANGE."""
-    with faked(), Ledger() as ledger:
+    with faked(), Ledger(limit=config.operations) as ledger:
         made = side(config, name, device, ledger)
         ledger.owned = lambda: owned(made)
         for p in made.task.model.parameters():

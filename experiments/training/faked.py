@@ -74,16 +74,20 @@ def _forget() -> None:
                     value.cache_clear()
 
 
+class TooLong(ValueError):
+    """Work of more operations than were allowed."""
+
+
 class Ledger(TorchDispatchMode):
     """Bytes of every storage that is made while this is entered, in the order of time.
 
     ``owned`` gives (category, tensor) for what stands still between operations: weights, gradients, states. It is asked at the ends of a part, which
-    should therefore be one step; what is not named ever is a temporary. Works with real tensors too.
+    should therefore be one step; what is never named is a temporary. After ``limit`` operations ``TooLong`` is raised. Works with real tensors too.
     """
 
-    def __init__(self, owned: Owned = tuple) -> None:
+    def __init__(self, owned: Owned = tuple, limit: int | None = None) -> None:
         super().__init__()
-        self.owned = owned
+        self.owned, self.limit, self.operations = owned, limit, 0
         self.changes: list[tuple[int, int]] = []  # (storage, bytes more or less); storages are numbered as they come
         self.categories: list[str] = []  # of each storage
         self.parts: dict[str, tuple[int, int]] = {}  # where a part begins and ends in ``changes``
@@ -92,6 +96,9 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.operations += 1
+        if self.limit is not None and self.operations > self.limit:
+            raise TooLong(f"more than {self.limit:,} operations")
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):

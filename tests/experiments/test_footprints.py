@@ -190,6 +190,7 @@ def test_targets_say_what_a_peak_is_made_of() -> None:
         (["--model", "3b"], "unknown model '3b'"),
         (["--method", "nothing"], "unknown method 'nothing'"),
         (["--sequences", "0"], "sequences must be at least 1"),
+        (["--operations", "0"], "operations must be at least 1"),
         (["--length", "600"], "length must be between 2 and the model's 512"),
         (["--rank", "0"], "rank must be a positive integer"),
         (["--precision", "fp8"], "precision"),
@@ -209,6 +210,12 @@ def test_what_a_method_refuses_is_a_row_and_no_gap(tmp_path: Path) -> None:
     kinds = [(row["kind"], row["name"]) for row in run.rows()]
     assert kinds == [("not_run", "galore"), ("not_run", "haar_stiefel"), ("footprint", "adamw")]
     assert [row["name"] for row in run.rows() if "rank" in row.get("why", "")] == ["galore", "haar_stiefel"]
+
+
+def test_work_that_would_take_too_long_is_a_row_too(tmp_path: Path) -> None:
+    config = small("roberta-tiny", method=("mezo",), operations=100, runs_dir=tmp_path)
+    (row,) = footprints.main(config).rows()
+    assert row == {"kind": "not_run", "model": "roberta-tiny", "name": "mezo", "why": "more than 100 operations"}
 
 
 def test_tables_are_of_committed_rows(tmp_path: Path) -> None:
