@@ -84,7 +84,7 @@ def llamas(results: Path = RESULTS) -> str:
     found = {model: kinds for model, kinds in found.items() if "footprint" in kinds}
     if not found:
         return "not yet run"
-    text = []
+    text = [f"LLaMA-{model.upper()}: not yet run." for model in LLAMAS if model not in found]
     peaks: dict[str, dict[str, str]] = {}
     for model, kinds in found.items():
         rows = records(kinds["footprint"])

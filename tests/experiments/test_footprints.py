@@ -233,4 +233,5 @@ def test_tables_are_of_committed_rows(tmp_path: Path) -> None:
     text = page.markdown(tmp_path)
     assert "roberta-large, batch 2 × 16 tokens, fp32, r/n = 0.125" in text and "`galore` on roberta-large was not run: a reason" in text
     assert "| `mezo` | 1 | 1 | 1 | 1 | 1 | 1 | 512 | 0.50× |  |" in text
+    assert "LLaMA-7B: not yet run." in page.llamas(tmp_path) and "LLaMA-60M: not" not in page.llamas(tmp_path)
     assert "| `mezo` | 0.50 (0.50×) |" in page.llamas(tmp_path) and "`galore` on 60m was not run: a reason" in page.llamas(tmp_path)
