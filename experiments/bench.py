@@ -179,8 +179,9 @@ def memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
     for name, method in [("peer", "adamw"), *((law, "lowrank") for law in config.law), ("lora", "lora")]:
         bench = stepper(config, name if method == "lowrank" else "gaussian", method, device)
         bench.step()
-        names = [name for name, _ in bench.objective.model.model.named_modules() if name.endswith("_proj")]
-        shared, separate = cost.saved_bytes(bench.objective.model.model, names, bench.loss)
+        body: Any = bench.task.model.model
+        names = [name for name, _ in body.named_modules() if name.endswith("_proj")]
+        shared, separate = cost.saved_bytes(body, names, bench.loss)
         row = {"name": name, "saved_bytes": shared, "saved_bytes_layer_by_layer": separate}
         base = rows[0] if rows else row
         row |= {"ratio": shared / base["saved_bytes"], "ratio_layer_by_layer": separate / base["saved_bytes_layer_by_layer"]}

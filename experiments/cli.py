@@ -21,10 +21,12 @@ QUESTIONS = {
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
+    "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, optimizers, a short training run, and the report of all",
 }
+MODULES = {"memory measure": "footprints"}  # of questions in two words
 
 USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
 
@@ -42,6 +44,7 @@ lowrank QUESTION --help lists its fields with units and defaults. Examples:
   lowrank optimizers
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
+  lowrank memory measure roberta-large
   lowrank report runs/validate-* runs/dynamics-*
 
 Exit codes: 0 done, 1 a check did not hold or a run could not go on, 2 wrong input, 130 interrupted."""
@@ -55,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, QUESTIONS))
         print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
         return 0
-    question, *rest = arguments
+    words = 2 if " ".join(arguments[:2]) in QUESTIONS else 1
+    question, rest = " ".join(arguments[:words]), arguments[words:]
     if question not in QUESTIONS:
         return _refuse(f"unknown question {question!r}, known are {', '.join(QUESTIONS)}")
-    module = import_module(f"experiments.{question}")
+    module = import_module(f"experiments.{MODULES.get(question, question)}")
     try:
         config = _parse(question, module, rest)
     except ValueError as error:

@@ -22,7 +22,7 @@ KEPT = {  # question → kinds of rows worth committing
     "tuning": ("train", "eval", "end", "skip"),
     "bench": ("machine", "layer", "step", "memory", "refresh", "live", "optimizers"),
     "optimizers": ("state", "path", "update", "promise"),
-    "memory": ("memory", "communication", "measured"),
+    "memory": ("memory", "communication", "measured", "footprint", "target", "agreement", "not_run"),
 }
 RESULTS = Path(__file__).parent / "results"
 

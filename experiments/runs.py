@@ -32,6 +32,7 @@ NOT_IDENTITY = (
     "shard",
     "quiet",
     "workers",
+    "operations",
     "checkpoint_every",
     "keep_checkpoints",
     "max_skipped",

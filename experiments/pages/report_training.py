@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import runs
-from experiments.pages import comparisons, figures_training
+from experiments.pages import comparisons, figures_training, footprints
 from experiments.pages.page import details_block, figure, records, table, verdict
 
 
@@ -129,6 +129,7 @@ def memory(rows: list[dict[str, Any]]) -> str:
         "memory": "Predicted peak of a step on one device, bytes",
         "communication": "Sent in a step",
         "measured": "Predicted and measured",
+        **footprints.KINDS,
     }
     text = ""
     for kind, title in titles.items():

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pages import finetuning, optimizers
+from experiments.pages import finetuning, footprints, optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -89,6 +89,8 @@ def found(run: Run) -> list[Any]:
                 for row in shown
             ]
             return [_plain("side by side", ("what", "name", "over", "ratio", "target"), lines)]
+        case "memory" if any(row["kind"] in footprints.KINDS for row in rows):
+            return _measured(rows)
         case "memory":
             return [*_footprints(rows), _assumed(run)]
         case "optimizers":
@@ -97,6 +99,20 @@ def found(run: Run) -> list[Any]:
             tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both]
             return [*tables, optimizers.EXPLANATION]
     return []
+
+
+def _measured(rows: list[dict[str, Any]]) -> list[Any]:
+    """Bytes by category of every method, what the targets say, and what was not run."""
+    told = footprints.lines([row for row in rows if row["kind"] == "footprint"])
+    tables = [_plain("peak of a step, MiB", tuple(told[0]), [tuple(line.values()) for line in told])] if told else []
+    real = [
+        (f"{row['name']} {row['step']}", binary(row["fake"]), binary(row["allocated"]), f"{row['ratio']:.3f}")
+        for row in rows
+        if row["kind"] == "agreement"
+    ]
+    tables += [_plain("fake tensors and allocator", ("step", "fake", "allocated", "ratio"), real)] if real else []
+    said = [footprints.verdict(row) for row in rows if row["kind"] == "target"]
+    return [*tables, *said, *(f"{row['name']} was not run: {row['why']}" for row in rows if row["kind"] == "not_run")]
 
 
 def _footprints(rows: list[dict[str, Any]]) -> list[Table]:
@@ -184,6 +200,8 @@ KINDS = {
     "promise": "mean of the gradient path is what the method promises",
     "live": "share of a run for live measurement",
     "measured": "predicted peak memory within 10 % of measured",
+    "target": "peak memory over full AdamW within its target",
+    "agreement": "peak on fake tensors within 10 % of the allocator's",
 }
 
 

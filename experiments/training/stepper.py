@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from estimators import keyed
 from experiments.training import models
+from experiments.training.loss import CHUNK_BYTES
 from experiments.training.methods import METHODS, Method
 from experiments.training.objective import Objective
 from experiments.training.updates import optimizers
+from optimizers import Subspace, ZerothOrder, per_layer
 
 if TYPE_CHECKING:
     from experiments.training.config import Config
 
 
-class Stepper:
-    """``settings``: of ``lowrank pretrain``; a batch of ``sequences`` × ``length`` random tokens, always the same."""
+@dataclass(frozen=True)
+class Task:
+    """What a step works on: ``loss`` makes a forward pass of ``model`` on a batch, always the same."""
 
-    def __init__(self, settings: Config, device: torch.device) -> None:
+    model: nn.Module
+    loss: Callable[[], Tensor]
+
+
+def language(settings: Config, device: torch.device) -> Task:
+    """Next tokens of ``sequences`` × ``length`` random tokens, by a LLaMA preset."""
+    model = models.build(settings.model, settings.seed).to(device)  # pyright: ignore[reportArgumentType]
+    if settings.precision == "bf16_weights":
+        model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None)
+    generator = keyed.generator(settings.seed, "bench", 0)
+    entries = models.PRESETS[settings.model]["vocab_size"]
+    ids = torch.randint(entries, (settings.sequences, settings.length), generator=generator).to(device)
+    return Task(model, lambda: objective(ids) if torch.is_grad_enabled() else _by_modules(objective, ids))
+
+
+def _by_modules(objective: Objective, ids: Tensor) -> Tensor:
+    """The same loss with the head called as a module, as methods without gradients need it, on as many tokens at a time."""
+    model: Any = objective.model
+    head = model.get_output_embeddings()
+    chunk = max(1, min(1024, CHUNK_BYTES // (4 * len(head.weight))))
+    with torch.autocast(ids.device.type, objective.autocast) if objective.autocast else nullcontext():
+        hidden, targets = model.model(input_ids=ids[:, :-1]).last_hidden_state.flatten(0, 1), ids[:, 1:].flatten()
+        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        return sum((F.cross_entropy(head(h), t, reduction="sum") for h, t in parts), hidden.new_zeros(())) / len(targets)
+
+
+class Stepper:
+    """``settings``: of ``lowrank pretrain``; they say what the task is where none is given."""
+
+    def __init__(self, settings: Config, device: torch.device, task: Task | None = None) -> None:
         self.settings = settings
-        model = models.build(settings.model, settings.seed).to(device)  # pyright: ignore[reportArgumentType]
-        if settings.precision == "bf16_weights":
-            model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-        self.objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None)
-        self.method: Method = METHODS[settings.method](model, settings)
+        self.task = task or language(settings, device)
+        self.method: Method = METHODS[settings.method](self.task.model, settings)
         self.optimizers = optimizers(settings, self.method)
-        generator = keyed.generator(settings.seed, "bench", 0)
-        entries = models.PRESETS[settings.model]["vocab_size"]
-        self.ids = torch.randint(entries, (settings.sequences, settings.length), generator=generator).to(device)
 
     def loss(self) -> Tensor:
         """As in training."""
-        return self.objective(self.ids)
+        return self.task.loss()
 
     def gradients(self) -> None:
         """Forward, backward, clipping."""
@@ -54,3 +85,47 @@ class Stepper:
         """Both."""
         self.gradients()
         self.update()
+
+
+class FusedStepper(Stepper):
+    """Every parameter is updated inside the backward pass, as soon as its gradient is complete, and the gradient is freed: by ``per_layer`` where
+    the optimizer can step for one parameter, else by a step while no other parameter has a gradient. No clipping, which would need all of them."""
+
+    def __init__(self, settings: Config, device: torch.device, task: Task | None = None) -> None:
+        super().__init__(settings, device, task)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Subspace):
+                per_layer(optimizer)
+                continue
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                p.register_post_accumulate_grad_hook(lambda p, optimizer=optimizer: _arrived(p, optimizer))
+
+    def gradients(self) -> None:
+        """Forward and backward with the updates."""
+        self.loss().backward()
+
+    def update(self) -> None:
+        """What is left: of frames what no gradient arrived for, and the lift."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Subspace):
+                optimizer.step()
+        self.method.after_step(self.optimizers[0], 1.0)
+
+
+def _arrived(p: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    p.grad = None
+
+
+class ForwardStepper:
+    """A method without gradients (``ZEROTH_ORDER``) with the options that are its own; the model does not drop anything out."""
+
+    def __init__(self, kind: type[ZerothOrder], task: Task, **options: Any) -> None:
+        self.task = task
+        task.model.eval()
+        self.optimizers: list[torch.optim.Optimizer] = [kind(task.model, **options)]
+
+    def step(self) -> None:
+        """Forward passes and the update."""
+        for optimizer in self.optimizers:
+            optimizer.step(self.task.loss)  # pyright: ignore[reportCallIssue, reportArgumentType]
