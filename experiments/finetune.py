@@ -75,11 +75,11 @@ class Config:
     """Start of every search instead of the contender's own."""
     seed: tuple[int, ...] = PROTOCOL
     """Seeds of the comparison."""
-    steps: int = 40
+    steps: int = 30
     """Optimizer steps with gradients."""
     sequences: int = 8
     """Examples of each."""
-    forward_steps: int = 40
+    forward_steps: int = 20
     """Steps of methods that only ask for losses."""
     forward_sequences: int = 16
     """Examples of each."""
