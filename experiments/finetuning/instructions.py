@@ -15,7 +15,8 @@ import torch
 
 from estimators import keyed
 from experiments.runs import WrongInput
-from experiments.text.labelled import Split, lines
+from experiments.text.labelled import Split
+from experiments.text.tasks import lines
 
 DOLLY = "databricks/databricks-dolly-15k"
 TEST_SHARE = 5

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from experiments.finetuning.instructions import Pair
 from experiments.runs import WrongInput
-from experiments.text.labelled import Example, Task
+from experiments.text.tasks import Example, Task
 
 IGNORED = -100  # of a target that does not count
 

@@ -24,8 +24,8 @@ from experiments.finetuning import contenders, pretrained, tuner
 from experiments.finetuning.config import KNOWN, Tuning
 from experiments.finetuning.objectives import IGNORED, Classifier, Prompt, Response, logits_at
 from experiments.pages import finetuning
-from experiments.text import labelled
-from experiments.text.labelled import Example
+from experiments.text import tasks
+from experiments.text.tasks import Example
 from optimizers import ZEROTH_ORDER
 from tests.experiments.test_labelled import DOLLY, own
 
@@ -124,7 +124,7 @@ def asked(folder: Path, head: Any, kind: Callable[..., Any], *more: Any) -> Any:
     return kind(model.eval(), words, 16, None, *more)
 
 
-TASK = labelled.Task("t", ("terrible", "great"), ("terrible", "great"), "{text} It was {mask} .", lambda _: ([], []), "")
+TASK = tasks.Task("t", ("terrible", "great"), ("terrible", "great"), "{text} It was {mask} .", lambda _: ([], []), "")
 TEXTS = [Example("w1 w2 w3", 1), Example("w4", 0), Example("w5 w6", 1)]
 
 
@@ -190,7 +190,7 @@ def test_a_model_that_continues_text_is_asked_at_its_end(llama: Path) -> None:
         (replace(TASK, words=("great", "great")), "do not begin with different tokens"),
     ],
 )
-def test_prompts_that_cannot_be_asked(task: labelled.Task, message: str, llama: Path) -> None:
+def test_prompts_that_cannot_be_asked(task: tasks.Task, message: str, llama: Path) -> None:
     with pytest.raises(runs.WrongInput, match=message):
         asked(llama, "prompt", Prompt, task)
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.finetuning import instructions
 from experiments.runs import WrongInput
-from experiments.text import labelled
+from experiments.text import labelled, tasks
 
 DOLLY = Path(__file__).parent / "dolly.jsonl"
 HUB: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {  # a row of each task as the hub has it, and the values of its label field
@@ -34,7 +34,7 @@ def written(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> Path:
 def hub(folder: Path, name: str, each: int = 6) -> Path:
     """``each`` rows a label in both splits, with texts of their own."""
     row, values = HUB[name]
-    source: Any = labelled.TASKS[name].examples
+    source: Any = tasks.TASKS[name].examples
     rows = [row | {source.text: f"{row[source.text]} {part} {value} {i}", source.label: value}
             for part in ("train", "test") for value in values for i in range(each)]  # fmt: skip
     return written(folder, {"train": rows[: len(rows) // 2], "test": rows[len(rows) // 2 :]})
