@@ -69,7 +69,7 @@ class Config:
     """What is trained beside the matrices: all, or head."""
     other_lr: float | None = 3e-4
     """Peak learning rate of embeddings, norms and head where there are gradients; the contender's own if none."""
-    trials: int = 3
+    trials: int = 4
     """Learning rates tried for each contender, at least 3."""
     lr: float | None = None
     """Start of every search instead of the contender's own."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from experiments.finetune import Config
 
 TUNING_SEED = 1000  # none of the seeds that are compared
-GENTLE, FORWARD = 1e-4, 1e-5  # starts of the search: of AdamW on a pretrained model, and of forward passes alone
+GENTLE, FORWARD = 1e-3, 1e-4  # starts of the search for few steps on a pretrained model: of AdamW, and of forward passes alone
 VARIES = {"method", "lr", "seed", "tests", "steps", "sequences"}  # between the trainings of one comparison
 
 DRAWN = tuple(name for name, law in LAWS.items() if not law.fitted)  # laws without a gradient to look at
