@@ -47,6 +47,8 @@ class Config:
     """rotten-tomatoes, imdb, r8, sst2, sst5, snli, mnli, rte, trec, or a folder; for responses: dolly or a .jsonl file."""
     folder: Path | None = None
     """train.jsonl and test.jsonl of a hub task, in its own schema, where there is no network."""
+    data_sha256: str = ""
+    """Of the files of a local task; filled in, so that other data are another run."""
     head: Head = "classifier"
     """classifier (a new linear head), prompt (label words), response (loss on responses only)."""
     method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
@@ -146,12 +148,18 @@ PRESETS = {
 
 def main(config: Config) -> runs.Run:
     """Tune, train, and return the run directory with rows ``trial``, ``tested``, ``paired`` and ``peak``."""
+    config = replace(config, data_sha256=tuner.local_sha256(config.task, config.folder))
     label = config.name or "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{config.model}-{Path(config.task).stem}")
     run = runs.start("finetune", label, config)
     if run.done:
         return run
+    try:
+        tuner.asked(trial(config, config.method[0], 1.0))  # refuses a task or model before there are any cells
+    except runs.WrongInput:
+        runs.discard_empty(run)
+        raise
     run.keep([])
-    job = grid.Job(tuner.opened, tuner.tune, tuner.asked)
+    job = grid.Job(tuner.opened, tuner.tune, lambda _: None)
     tuning = {one: [trial(config, one, lr) for lr in first(config, one)] for one in config.method}
     grid.train([cell for some in tuning.values() for cell in some], config.workers, "tune", config.quiet, job)
     for _ in range(config.trials - 3):

@@ -43,6 +43,8 @@ class Config:
 
 def main(config: Config) -> list[Path]:
     """Write one CSV a kind of row and one JSON of provenance a run; returns their paths."""
+    if config.out.exists() and not config.out.is_dir():
+        raise runs.WrongInput(f"{config.out} is a file; results go into a folder")
     written = []
     for path in config.run:
         run = runs.load(path)
@@ -52,8 +54,9 @@ def main(config: Config) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in KEPT[question]:
             rows = [line for row in run.rows() if row["kind"] == kind for line in _flat(row)]
+            target = folder / f"{label}-{kind}.csv"
+            target.unlink(missing_ok=True)  # of an earlier run with this label, which may have had rows of other kinds
             if rows:
-                target = folder / f"{label}-{kind}.csv"
                 pd.DataFrame(rows).to_csv(target, index=False, float_format="%.8g")
                 written.append(target)
         target = folder / f"{label}.json"

@@ -47,6 +47,7 @@ LATER = {
     "search": "grid",
     "trials": 5,
     "cost_steps": 0,
+    "data_sha256": "",
 }  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

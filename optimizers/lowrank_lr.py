@@ -2,7 +2,7 @@
 
     every K steps: V (n×r) by the law, E[VVᵀ] = cI;   Z (m×r) standard normal;   δ from F at W ± εZVᵀ;   W ← (1 − ηλ)W − η·δZVᵀ
 
-Unbiased up to c and the ε² of the difference: E[δZ | V] = ∇F·V, whose lift has mean c∇F. At c = 1 a low rank does not reduce the variance of one
+Unbiased up to c and the ε² of the difference: E[δZ | V] = ∇F·V, whose lift has mean c∇F. At c = 1 a low rank does not reduce the second moment of one
 query, (n/r)(mr+2)‖g‖² for Haar–Stiefel against (mn+2)‖g‖² of MeZO: what it gives is mr + nr random numbers in the place of mn, averages inside one
 subspace over K steps, and with c = r/n a shrunk estimate. Its variance is stated in theory/mse.py, ``lr``. State: none; with momentum mr elements.
 

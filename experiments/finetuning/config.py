@@ -27,6 +27,8 @@ class Tuning:
     """rotten-tomatoes, imdb, r8, sst2, sst5, snli, mnli, rte, trec, or a folder; for responses: dolly or a .jsonl file."""
     folder: Path | None = None
     """train.jsonl and test.jsonl of a hub task, in its own schema, where there is no network."""
+    data_sha256: str = ""
+    """Of the files of a local task; filled in by the command, so that other data are another run."""
     head: Head = "classifier"
     """classifier (a new linear head), prompt (label words at the masked or next token), response (loss on responses only)."""
     k: int = 16

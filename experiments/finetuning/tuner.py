@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -272,6 +273,13 @@ def _freeze(model: nn.Module) -> None:
     kept |= {id(p) for name, p in model.named_parameters() if set(name.split(".")) & set(HEADS)}
     for p in model.parameters():
         p.requires_grad_(id(p) in kept)
+
+
+def local_sha256(task: str, folder: Path | None) -> str:
+    """Of the local files that a task is read from; empty for packages and the hub."""
+    places = [place for place in (folder, Path(task)) if place is not None and place.exists()]
+    files = [file for place in places for file in (sorted(place.glob("*.jsonl")) if place.is_dir() else [place])]
+    return hashlib.sha256("".join(runs.sha256(file) for file in files).encode()).hexdigest() if files else ""
 
 
 def opened(config: Tuning) -> runs.Run:

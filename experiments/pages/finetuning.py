@@ -31,6 +31,7 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     edges = set(trial[trial.chosen.astype(bool) & trial.at_edge.astype(bool)].label)
     against = {row["label"]: row for row in records(kinds["paired"])} if "paired" in kinds else {}
     found = []
+    reference = next((str(row["reference"]) for row in against.values()), "")
     for label, group in kinds["tested"].groupby("label", sort=False):
         found.append(
             {
@@ -40,6 +41,7 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
                 "loss": float(group.loss.mean()),
                 "loss ±": half(group.loss),
                 "seeds": len(group),
+                "reference": reference,
                 **{name: against.get(label, {}).get(name, math.nan) for name in ("difference", "low", "high")},
                 "learning rate": float(group.lr.iloc[0]),
                 "at edge": label in edges,
@@ -97,9 +99,11 @@ def asked(config: dict[str, Any]) -> str:
     forward = any(name.split(":")[0] in ZEROTH_ORDER for name in config["method"])
     return (
         f"{config['model']} on {Path(config['task']).stem}, {config['head']}, {size}, r = {config['rank']:g}, K = {config['refresh_every']}, "
-        f"{config['steps']} steps of {config['sequences']} with gradients"
-        + (f", {config['forward_steps']} of {config['forward_sequences']} with forward passes alone" if forward else "")
-        + f"; {len(config['seed'])} seeds, {config['trials']} learning rates tried for each; beside the matrices, {config['others']} train."
+        f"{config['steps']} steps of at most {config['sequences']} with gradients"
+        + (f", {config['forward_steps']} of at most {config['forward_sequences']} with forward passes alone" if forward else "")
+        + f"; {len(config['seed'])} seeds, {config['trials']} learning rates tried for each (edge: the "
+        f"best was the smallest or largest); trained beside the matrices: {'all other weights' if config['others'] == 'all' else 'the head'}. "
+        "± half of Student's 95 % interval over seeds; seconds of trainings that shared the cores."
     )
 
 

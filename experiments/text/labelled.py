@@ -49,7 +49,7 @@ def split(task: Task, k: int, seed: int, tests: int, folder: Path | None = None)
     An example whose texts occur in the test set, or before it in the pool, is dropped. Raises ``WrongInput`` for an empty text and for a class with
     fewer than 2k examples.
     """
-    pool, test = _cached(task, folder)
+    pool, test = _all(task, folder)
     few: tuple[list[Example], list[Example]] = ([], [])
     for label, name in enumerate(task.labels):
         mine = [example for example in pool if example.label == label]
@@ -62,16 +62,19 @@ def split(task: Task, k: int, seed: int, tests: int, folder: Path | None = None)
     return Split(*few, [test[place] for place in sorted(chosen)])
 
 
-_CACHE: dict[tuple[str, str], tuple[list[Example], list[Example]]] = {}
+_PACKAGED: dict[str, tuple[list[Example], list[Example]]] = {}
 
 
-def _cached(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
-    key = (task.place or task.name, str(folder))
-    if key not in _CACHE:
-        pool, test = task.examples(folder)
-        test = _distinct(task, test, set())
-        _CACHE[key] = _distinct(task, pool, {(example.text, example.pair) for example in test}), test
-    return _CACHE[key]
+def _all(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
+    """(pool, test) without duplicates; what packages hold is read once."""
+    if task.name in _PACKAGED and not task.place and folder is None:
+        return _PACKAGED[task.name]
+    pool, test = task.examples(folder)
+    test = _distinct(task, test, set())
+    found = _distinct(task, pool, {(example.text, example.pair) for example in test}), test
+    if not task.place and folder is None:
+        _PACKAGED[task.name] = found
+    return found
 
 
 def _distinct(task: Task, examples: Sequence[Example], seen: set[tuple[str, str | None]]) -> list[Example]:

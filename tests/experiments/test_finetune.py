@@ -435,6 +435,34 @@ def test_a_comparison_in_small(small: finetune.Config, tmp_path: Path, capsys: p
     capsys.readouterr()
 
 
+def test_other_data_at_the_same_place_are_another_run(small: finetune.Config, tmp_path: Path) -> None:
+    few = [(f"w{i} w{i + 2}", "great" if i % 2 else "terrible") for i in range(30)]
+    place = own(tmp_path / "mine", few, few[:10])
+    one = replace(small, task=str(place), method=("mezo",), k=2, trials=3, seed=(0,))
+    first = finetune.main(one)
+    own(tmp_path / "mine", few, [(text, "great" if y == "terrible" else "terrible") for text, y in few[:10]])
+    second = finetune.main(one)
+    assert first.path != second.path
+    scores = [row["accuracy"] for run in (first, second) for row in run.rows() if row["kind"] == "tested"]
+    assert scores[0] + scores[1] == pytest.approx(1), "the labels were exchanged"
+
+
+def test_what_is_refused_leaves_no_run(small: finetune.Config, tmp_path: Path) -> None:
+    with pytest.raises(runs.WrongInput, match="there is no task"):
+        finetune.main(replace(small, task="nowhere"))
+    assert not list(tmp_path.glob("finetune-*")) and not (tmp_path / "cells").exists()
+
+
+def test_publishing_leaves_nothing_of_another_run_with_this_label(small: finetune.Config, tmp_path: Path) -> None:
+    both = [finetune.main(replace(small, method=some, trials=3, seed=(0,))) for some in (("adamw", "mezo"), ("mezo",))]
+    for run in both:
+        assert cli.main(["publish", str(run.path), "--out", str(tmp_path / "results")]) == 0
+    written = {file.name for file in (tmp_path / "results" / "finetune").iterdir()}
+    assert "small-trial.csv" in written and "small-paired.csv" not in written
+    (tmp_path / "file").touch()
+    assert cli.main(["publish", str(both[0].path), "--out", str(tmp_path / "file")]) == 2
+
+
 def test_a_training_that_diverges_is_an_outcome(small: finetune.Config) -> None:
     run = finetune.main(replace(small, method=("adamw",), lr=1e30, trials=3, seed=(0, 1), steps=30, other_lr=None))
     tested = [row for row in run.rows() if row["kind"] == "tested"]

@@ -49,7 +49,7 @@ MANY = [(f"text {i} of {y}", y) for y in ("no", "yes") for i in range(8)]
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled, "_CACHE", {})
+    monkeypatch.setattr(labelled, "_PACKAGED", {})
 
 
 @pytest.mark.parametrize(("name", "classes"), [("rotten-tomatoes", 2), ("imdb", 2), ("r8", 8)])
