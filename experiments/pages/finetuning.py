@@ -78,7 +78,7 @@ def lines(rows: list[dict[str, Any]], responses: bool) -> list[dict[str, str]]:
                     if responses
                     else {
                         "accuracy %": _near(100 * row["accuracy"], 100 * row["accuracy ±"], 1),
-                        "minus the first [95 %]": difference + interval,
+                        f"minus {row['reference']} [95 %]": difference + interval,
                     }
                 ),
                 "loss": _near(row["loss"], row["loss ±"], 3),
