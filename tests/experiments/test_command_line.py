@@ -130,9 +130,11 @@ def test_an_interrupted_run_continues_to_the_same_rows(tour: Path, tmp_path: Pat
 
 
 def test_an_interruption_is_one_line_and_exit_code_130(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     """At the first rows that are kept, by Ctrl-C; what the same command then writes is what is missing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in its background has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     few = "dynamics --law haar_stiefel --n 6 --rank 3 --steps 10 --ensemble 100 --inner 2 --quiet --runs-dir"
     command, log = [*few.split(), str(tmp_path)], runs.Run.log
     kept: list[int] = []
