@@ -314,18 +314,17 @@ def test_an_interrupted_cell_interrupts_the_grid(text: Path, tmp_path: Path, mon
 
         def __exit__(self, *_: object) -> None: ...
         def shutdown(self, **_: object) -> None: ...
-        def submit(self, work: Callable[..., int], cell: pretrain.Config) -> Any:
+        def submit(self, work: Callable[..., int], *arguments: Any) -> Any:
             from concurrent.futures import Future
 
             future: Any = Future()
-            future.set_result(work(cell))
+            future.set_result(work(*arguments))
             return future
 
-    def stopped(_: pretrain.Config) -> None:
+    def stopped(_: pretrain.Config) -> runs.Run:
         raise runs.Stopped("interrupted after step 1", code=130)
 
     monkeypatch.setattr(grid, "ProcessPoolExecutor", Now)
-    monkeypatch.setattr(pretrain, "main", stopped)
     with pytest.raises(runs.Stopped, match="the same command continues") as stop:
-        grid.train([few(text, tmp_path)], 1, "cells", True)
+        grid.train([few(text, tmp_path)], 1, "cells", True, replace(grid.PRETRAINING, main=stopped))
     assert stop.value.code == 130
