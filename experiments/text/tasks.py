@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,19 +102,11 @@ class Hub:
         return first, second
 
     def _rows(self, folder: Path | None) -> Iterator[Iterable[Any]]:
-        import datasets
-
         if folder is not None:
-            for name in ("train.jsonl", "test.jsonl"):
-                yield lines(folder / name)
+            yield from ((row for _, row in corpus.objects(folder / f"{part}.jsonl")) for part in ("train", "test"))
             return
-        for part in self.splits:
-            try:
-                yield datasets.load_dataset(self.repository, self.configuration, split=part, revision=self.revision)
-            except Exception as error:  # its errors of network, hub and cache have no common base
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                told = f"{self.repository} cannot be read ({reason}); without a network give a folder with train.jsonl and test.jsonl"
-                raise WrongInput(told) from error
+        instead = "without a network --folder names one with train.jsonl and test.jsonl"
+        yield from (corpus.hub(self.repository, self.configuration, part, instead, revision=self.revision) for part in self.splits)
 
     def _examples(self, part: str, rows: Iterable[Any]) -> Iterator[Example]:
         for number, row in enumerate(rows, 1):
@@ -130,13 +121,12 @@ class Hub:
 
 def own(folder: Path) -> Task:
     """Fields ``text``, ``label``, ``pair``; the labels are those of train.jsonl, sorted."""
-    rows = {part: list(lines(folder / f"{part}.jsonl")) for part in ("train", "test")}
-    for part, some in rows.items():
-        for number, row in enumerate(some, 1):
-            if not isinstance(row.get("text"), str) or "label" not in row or not isinstance(row.get("pair", ""), str):
-                raise WrongInput(
-                    f"{folder / part}.jsonl, line {number}: needs the fields 'text' (a string) and 'label', and 'pair' is a string"
-                )
+    numbered = {part: list(corpus.objects(folder / f"{part}.jsonl", "text", "label")) for part in ("train", "test")}
+    rows = {part: [row for _, row in some] for part, some in numbered.items()}
+    for part, some in numbered.items():
+        for number, row in some:
+            if not isinstance(row["text"], str) or not isinstance(row.get("pair", ""), str):
+                raise WrongInput(f"{folder / part}.jsonl, line {number}: the fields 'text' and 'pair' are strings")
     labels = tuple(sorted({str(row["label"]) for row in rows["train"]}))
     if len({"pair" in row for some in rows.values() for row in some}) > 1:
         raise WrongInput(f"{folder}: some rows have a field 'pair' and others have none")
@@ -151,32 +141,13 @@ def own(folder: Path) -> Task:
                     _indexed(str(row["label"]), labels, f"{folder}/{part}.jsonl, line {number}"),
                     row["pair"].strip() if "pair" in row else None,
                 )
-                for number, row in enumerate(some, 1)
+                for number, row in some
             ]
-            for part, some in rows.items()
+            for part, some in numbered.items()
         )
         return pool, test
 
     return Task(folder.name, labels, labels, "{text} It was {mask}.", examples, "as provided", str(folder.resolve()))
-
-
-def lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl file. Raises ``WrongInput`` naming the line that is none."""
-    if not file.is_file():
-        raise WrongInput(f"there is no file {file}")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongInput(f"{file} cannot be read as UTF-8 text: {error}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise WrongInput(f"{file}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise WrongInput(f"{file}, line {number}: not an object")
-            yield row
 
 
 def _text(value: Any, where: str) -> str:

