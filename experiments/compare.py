@@ -209,15 +209,12 @@ def main(config: Config) -> runs.Run:
         return run
     run.keep([])
     tuning = {one: trials(config, one) for one in contenders(config)}
-    grid.train([trial for some in tuning.values() for trial in some], config.workers, "tune", config.quiet)
-    for _ in range(config.trials - 3 if config.search == "climb" else 0):
-        for some in tuning.values():
-            some.append(replace(some[0], lr=search.following({trial.lr: outcomes.tail(trial) for trial in some})))
-        grid.train([some[-1] for some in tuning.values()], config.workers, "tune", config.quiet)
+    train = lambda cells, stage="tune": grid.train(cells, config.workers, stage, config.quiet)  # noqa: E731
+    search.climb(tuning, config.trials - 3 if config.search == "climb" else 0, outcomes.tail, train)
     rows = {one: outcomes.tuned(one, some) for one, some in tuning.items()}
     chosen = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
     compared = {one: [plan.compared(config, trial, seed) for seed in config.seed] for one, trial in chosen.items()}
-    grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet)
+    train([cell for some in compared.values() for cell in some], "compare")
     finals = [outcomes.final(one, cell) for one, some in compared.items() for cell in some]
     points = outcomes.curves(compared)
     run.log(

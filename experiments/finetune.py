@@ -26,7 +26,7 @@ from typing import Literal
 from estimators.transport import Policy
 from estimators.writing import Lift
 from experiments import runs
-from experiments.comparison import grid, search
+from experiments.comparison import grid, outcomes, search
 from experiments.finetuning import summary, tuner
 from experiments.finetuning.config import Head
 from experiments.finetuning.contenders import EVERY, FORWARDS, LEADING, TUNING_SEED, VARIED, first, trial
@@ -161,17 +161,15 @@ def main(config: Config) -> runs.Run:
     run.keep([])
     job = grid.Job(tuner.opened, tuner.tune, lambda _: None)
     tuning = {one: [trial(config, one, lr) for lr in first(config, one)] for one in config.method}
-    grid.train([cell for some in tuning.values() for cell in some], config.workers, "tune", config.quiet, job)
-    for _ in range(config.trials - 3):
-        for some in tuning.values():
-            some.append(replace(some[0], lr=search.following({cell.lr: summary.validation(cell) for cell in some})))
-        grid.train([some[-1] for some in tuning.values()], config.workers, "tune", config.quiet, job)
+    train = lambda cells, stage="tune": grid.train(cells, config.workers, stage, config.quiet, job)  # noqa: E731
+    search.climb(tuning, config.trials - 3, summary.validation, train)
     rows = {one: summary.tuned(one, some) for one, some in tuning.items()}
     chosen = {one: next(cell for cell, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
     compared = {one: [replace(cell, seed=seed, tests=config.tests) for seed in config.seed] for one, cell in chosen.items()}
-    grid.train([cell for some in compared.values() for cell in some], config.workers, "compare", config.quiet, job)
+    train([cell for some in compared.values() for cell in some], "compare")
     tested = [summary.tested(one, cell) for one, some in compared.items() for cell in some]
-    run.log(*(row for mine in rows.values() for row in mine), *tested, *summary.paired(tested, config.method[0]))
+    references = {one: [] if one == config.method[0] else [config.method[0]] for one in config.method}
+    run.log(*(row for mine in rows.values() for row in mine), *tested, *outcomes.paired(tested, references, of="accuracy"))
     device = runs.device(config.device)
     with runs.progress(len(chosen), "peak", config.quiet) as bar:
         for one, cell in chosen.items():

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from experiments import pretrain
+from experiments.comparison import search
 from experiments.training.methods import METHODS
 
 TAIL = 0.2  # share of the steps whose training loss decides the tuning
@@ -34,19 +35,7 @@ class Contender:
 
 def tuned(one: Contender, trials: Sequence[pretrain.Config]) -> list[dict[str, Any]]:
     """One row a trial: its mean training loss over the last fifth, whether it was chosen, and whether its learning rate is the last of the grid."""
-    losses = [tail(trial) for trial in trials]
-    best, edges = int(np.argmin(losses)), (min(trial.lr for trial in trials), max(trial.lr for trial in trials))
-    return [
-        {
-            "kind": "trial",
-            **_names(one, trial),
-            "steps": trial.steps,
-            "loss": losses[i],
-            "chosen": i == best,
-            "at_edge": i == best and trial.lr in edges,
-        }
-        for i, trial in enumerate(trials)
-    ]
+    return [{"kind": "trial", **_names(one, trial), **found} for trial, found in zip(trials, search.judged(trials, tail), strict=True)]
 
 
 def tail(trial: pretrain.Config) -> float:
@@ -104,14 +93,15 @@ def references(everyone: Sequence[Contender]) -> dict[str, list[str]]:
     return {one.label: against(one) for one in everyone}
 
 
-def paired(finals: Iterable[dict[str, Any]], references: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Mean difference of held-out loss in pairs of equal seed, contender minus reference, with standard error and 95 % interval (Student).
+def paired(finals: Iterable[dict[str, Any]], references: Mapping[str, Sequence[str]], of: str = "loss") -> list[dict[str, Any]]:
+    """Mean difference of one column, the held-out loss or another, in pairs of equal seed, contender minus reference, with standard error and 95 %
+    interval (Student).
 
     With one seed there is no standard error.
     """
     table: dict[str, dict[int, float]] = {}
     for row in finals:
-        table.setdefault(row["label"], {})[row["seed"]] = row["loss"]
+        table.setdefault(row["label"], {})[row["seed"]] = row[of]
     return [
         {"kind": "paired", "label": label, "reference": reference, **difference(losses, table[reference])}
         for label, losses in table.items()

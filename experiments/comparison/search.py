@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from optimizers import OPTIMIZERS
 
@@ -39,6 +41,28 @@ def following(losses: Mapping[float, float]) -> float:
         return rounded(best * FACTOR)
     neighbour = min(rates[place - 1], rates[place + 1], key=lambda rate: losses[rate])
     return rounded(math.sqrt(best * neighbour))
+
+
+def climb(tuning: Mapping[Any, list[Any]], further: int, score: Callable[[Any], float], train: Callable[[list[Any]], None]) -> None:
+    """Train the trials of every contender, then ``further`` ones, each where ``following`` leads from those before.
+
+    ``tuning``: contender → its trials, dataclasses with a field ``lr``, to which these are added; ``score``: the loss of a trained one.
+    """
+    train([trial for some in tuning.values() for trial in some])
+    for _ in range(further):
+        for some in tuning.values():
+            some.append(replace(some[0], lr=following({trial.lr: score(trial) for trial in some})))
+        train([some[-1] for some in tuning.values()])
+
+
+def judged(trials: Sequence[Any], score: Callable[[Any], float]) -> list[dict[str, Any]]:
+    """Of each trial its steps and loss, whether it is the best (the first of equals), and whether the best has the smallest or largest learning rate."""
+    losses, edges = [score(trial) for trial in trials], (min(trial.lr for trial in trials), max(trial.lr for trial in trials))
+    best = losses.index(min(losses))
+    return [
+        {"steps": trial.steps, "loss": losses[i], "chosen": i == best, "at_edge": i == best and trial.lr in edges}
+        for i, trial in enumerate(trials)
+    ]
 
 
 def rounded(rate: float) -> float:

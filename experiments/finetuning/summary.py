@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from experiments import runs
-from experiments.comparison import outcomes
+from experiments.comparison import search
 from experiments.finetuning import tuner
 from experiments.finetuning.config import Tuning
 from experiments.training import footprint
+
+NOTHING = {"accuracy": math.nan}  # of a training that diverged
 
 
 def validation(cell: Tuning) -> float:
     """Validation loss of a finished training; infinite if it diverged, or if it is not a number."""
     row = _evaluated(cell, "validation")
-    return row["loss"] if row and np.isfinite(row["loss"]) else float("inf")
+    return row["loss"] if row and math.isfinite(row["loss"]) else float("inf")
 
 
 def tuned(label: str, cells: Sequence[Tuning]) -> list[dict[str, Any]]:
     """One row a trial: its validation loss and accuracy, whether it was chosen, and whether its learning rate is the last of those tried."""
-    losses = [validation(cell) for cell in cells]
-    best, edges = int(np.argmin(losses)), (min(cell.lr for cell in cells), max(cell.lr for cell in cells))
     return [
-        {
-            "kind": "trial",
-            "label": label,
-            "lr": cell.lr,
-            "steps": cell.steps,
-            "loss": losses[i],
-            "accuracy": (_evaluated(cell, "validation") or {"accuracy": float("nan")})["accuracy"],
-            "chosen": i == best,
-            "at_edge": i == best and cell.lr in edges,
-        }
-        for i, cell in enumerate(cells)
+        {"kind": "trial", "label": label, "lr": cell.lr, **found, "accuracy": (_evaluated(cell, "validation") or NOTHING)["accuracy"]}
+        for cell, found in zip(cells, search.judged(cells, validation), strict=True)
     ]
 
 
@@ -51,18 +42,6 @@ def tested(label: str, cell: Tuning) -> dict[str, Any]:
     (end,) = (line for line in tuner.opened(cell).rows() if line["kind"] == "end")
     spent = {name: end[name] for name in ("seconds", "state_bytes", "skipped", "trained_parameters")}
     return row | {"accuracy": test["accuracy"], "loss": test["loss"], "examples": test["examples"], **spent}
-
-
-def paired(rows: Sequence[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
-    """Mean accuracy minus the reference's over pairs of equal seed, with Student's 95 % interval."""
-    by: dict[str, dict[int, float]] = {}
-    for row in rows:
-        by.setdefault(row["label"], {})[row["seed"]] = row["accuracy"]
-    return [
-        {"kind": "paired", "label": label, "reference": reference, **outcomes.difference(found, by[reference])}
-        for label, found in by.items()
-        if label != reference
-    ]
 
 
 def peak(label: str, cell: Tuning, device: torch.device, run: runs.Run) -> dict[str, Any]:

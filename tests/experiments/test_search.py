@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,32 @@ def test_everyone_has_equally_many_trials(text: Path, tmp_path: Path, monkeypatc
     assert tried["muon"][:3] == search.first("muon")
     final = [row for row in rows if row["kind"] == "final"]
     assert len(final) == 8 and all(math.isfinite(row["loss"]) for row in final)
+
+
+@dataclass(frozen=True)
+class Trial:
+    lr: float
+    steps: int = 5
+
+
+def test_everyone_climbs_from_what_it_has_seen_itself() -> None:
+    """The loss is smallest at 0.1 for one and beyond all rates for the other; trained are all first trials, then one of each at a time."""
+    best = {"a": 0.1, "b": 100.0}
+    owner: dict[Trial, str] = {}
+    tuning = {name: [Trial(rate * (1 + i / 10)) for rate in (0.03, 0.1, 0.3)] for i, name in enumerate(best)}
+    trained: list[list[Trial]] = []
+
+    def train(cells: list[Trial]) -> None:
+        trained.append(cells)
+        owner.update((cell, name) for name, some in tuning.items() for cell in some)
+
+    score = lambda trial: abs(math.log(trial.lr / best[owner[trial]]))  # noqa: E731
+    search.climb(tuning, 2, score, train)
+    assert [len(cells) for cells in trained] == [6, 2, 2] and [len(some) for some in tuning.values()] == [5, 5]
+    assert [trial.lr for trial in tuning["b"]][3:] == [search.rounded(0.33 * search.FACTOR), search.rounded(1.04 * search.FACTOR)]
+    assert all(0.03 < trial.lr < 0.3 for trial in tuning["a"][3:])
+    for name, some in tuning.items():
+        rows = search.judged(some, score)
+        (chosen,) = (i for i, row in enumerate(rows) if row["chosen"])
+        assert rows[chosen]["loss"] == min(row["loss"] for row in rows) and rows[chosen]["at_edge"] == (name == "b")
+        assert {row["steps"] for row in rows} == {5} and sum(row["at_edge"] for row in rows) <= 1
