@@ -29,8 +29,8 @@ from experiments import pretrain, runs
 from experiments.comparison import costs, grid, outcomes, plan, search
 from experiments.comparison.plan import TUNING_SEED, contenders, trials
 from experiments.pages import figures, figures_training
-from experiments.training.config import Optimizer, Precision
 from experiments.training.methods import METHODS
+from experiments.training.options import Optimizer, Precision
 from optimizers import OPTIMIZERS
 
 LAWS_COMPARED = ("gaussian", "haar_stiefel", "coordinate", "dct", "spectral")

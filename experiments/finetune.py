@@ -6,7 +6,7 @@ draws. What is compared is the accuracy on the same test examples. Embeddings, n
 (--other-lr; --others head freezes all but the head). Methods that only ask for losses have a batch, a number of steps and, as published, a constant
 learning rate.
 
-    lowrank finetune                        all-MiniLM-L6-v2 on Rotten Tomatoes, one method of each kind
+    lowrank finetune                        all-MiniLM-L6-v2 on Rotten Tomatoes, thirteen methods
     lowrank finetune every                  the same for every method there is
     lowrank finetune smollm2                SmolLM2-135M with a new head
     lowrank finetune instructions --task FILE.jsonl   SmolLM2-135M on prompts and responses; dolly: the full set
@@ -30,7 +30,7 @@ from experiments.comparison import grid, outcomes, search
 from experiments.finetuning import summary, tuner
 from experiments.finetuning.config import Head
 from experiments.finetuning.contenders import EVERY, FORWARDS, LEADING, TUNING_SEED, VARIED, first, trial
-from experiments.training.config import Optimizer, Precision
+from experiments.training.options import Optimizer, Precision
 
 PROTOCOL = (13, 21, 42, 87, 100)  # seeds of 2305.17333
 
@@ -50,7 +50,7 @@ class Config:
     data_sha256: str = ""
     """Of the files of a local task; filled in, so that other data are another run."""
     head: Head = "classifier"
-    """classifier (a new linear head), prompt (label words), response (loss on responses only)."""
+    """classifier (a linear head), prompt (label words), response (loss on responses only)."""
     method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
     """adamw, lora, relora, lowrank:LAW, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero."""
     k: int = 64

@@ -26,7 +26,7 @@ from estimators import LAWS, processes
 from estimators.writing import Lift
 from experiments import pretrain, runs
 from experiments.training import footprint, models, parallel
-from experiments.training.config import Optimizer, Precision
+from experiments.training.options import Optimizer, Precision
 from theory import communication, memory
 from theory.llama import Device, Method, Setting, Shard
 

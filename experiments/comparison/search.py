@@ -56,7 +56,7 @@ def climb(tuning: Mapping[Any, list[Any]], further: int, score: Callable[[Any], 
 
 
 def judged(trials: Sequence[Any], score: Callable[[Any], float]) -> list[dict[str, Any]]:
-    """Of each trial its steps and loss, whether it is the best (the first of equals), and whether the best has the smallest or largest learning rate."""
+    """Of each trial its steps and loss, whether it is the best (the first of equals), and whether the best has an extreme learning rate."""
     losses, edges = [score(trial) for trial in trials], (min(trial.lr for trial in trials), max(trial.lr for trial in trials))
     best = losses.index(min(losses))
     return [

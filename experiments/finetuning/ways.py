@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Gradients:
             self.method: Method = METHODS[config.method](objective.model, config)
         except ValueError as error:
             raise runs.WrongInput(str(error)) from None
-        self.optimizers = updates.optimizers(cast(Any, config), self.method)
+        self.optimizers = updates.optimizers(config, self.method)
         self.skipped = 0
         self.trained = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
 
@@ -49,7 +49,7 @@ class Gradients:
             self.skipped += 1
             return {"kind": "skip"} | {name: str(value) for name, value in row.items()}
         nn.utils.clip_grads_with_norm_(trained, config.clip or math.inf, norm)
-        updates.decay(cast(Any, config), self.optimizers)
+        updates.decay(config, self.optimizers)
         for optimizer in self.optimizers:
             optimizer.step()
         matrices = self.optimizers[0]

@@ -21,7 +21,7 @@ from estimators import LAWS
 from experiments import pretrain
 from experiments.comparison.outcomes import TAIL
 from experiments.training import models
-from experiments.training.config import Precision
+from experiments.training.options import Precision
 
 TUNING_SEED = 1000  # none of the seeds that are compared
 RATE, SHARE = 7.5e14, 0.15  # dense bf16 operations a second of an H200, and the share of them assumed until a cell has shown its speed

@@ -10,10 +10,10 @@ from experiments import runs
 from experiments.training.methods import Method, Projected
 
 if TYPE_CHECKING:
-    from experiments.training.config import Config
+    from experiments.training.options import Options
 
 
-def optimizers(config: Config, method: Method) -> list[torch.optim.Optimizer]:
+def optimizers(config: Options, method: Method) -> list[torch.optim.Optimizer]:
     """The optimizer of the method's matrices first; under Muon the other parameters have an AdamW of their own."""
     if isinstance(method, Projected):
         return [method.updates(config)]
@@ -36,7 +36,7 @@ def optimizers(config: Config, method: Method) -> list[torch.optim.Optimizer]:
 
 
 @torch.no_grad()
-def decay(config: Config, optimizers: list[torch.optim.Optimizer]) -> None:
+def decay(config: Options, optimizers: list[torch.optim.Optimizer]) -> None:
     """Decoupled weight decay, before the step, for the optimizers that have none of their own."""
     if config.optimizer == "sgd" and config.weight_decay:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):

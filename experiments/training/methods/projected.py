@@ -17,7 +17,7 @@ from experiments.training.methods.method import Full, Settings
 from optimizers import Subspace, float_weights, int8_weights
 
 if TYPE_CHECKING:
-    from experiments.training.config import Config
+    from experiments.training.options import Options
 
 BETAS = (0.9, 0.95)  # of full AdamW in this loop, and of every method that does not name its own
 FIELDS = {
@@ -56,7 +56,7 @@ class Projected(Full):
             p.requires_grad_(True)  # also of layers that had no turn in the end
         return float_weights(self.model)
 
-    def updates(self, config: Config) -> Subspace:
+    def updates(self, config: Options) -> Subspace:
         """The optimizer of all parameters. Raises ``WrongInput`` for what it cannot do."""
         if config.optimizer not in ("adamw", "adamw8bit"):
             raise WrongInput(f"method={config.method} has its own update; --optimizer adamw8bit keeps its states in 8 bits")
