@@ -29,15 +29,7 @@ def main(config: Config) -> runs.Run:
 
     with parallel.joined(runs.device(config.device)):
         run = opened(config)
-        if run.done:
-            return run
-        try:
-            trainer = Trainer(config, run)
-        except runs.WrongInput:
-            runs.discard_empty(run)
-            raise
-        trainer.train()
-        return run
+        return runs.trained(run, lambda: Trainer(config, run))
 
 
 def opened(config: Config) -> runs.Run:

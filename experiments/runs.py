@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,19 @@ def discard_empty(run: Run) -> None:
     names = {path.name for path in run.path.iterdir()} if run.recording else set()
     if run.recording and not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl"}:
         shutil.rmtree(run.path)
+
+
+def trained(run: Run, begin: Callable[[], Any]) -> Run:
+    """A run that is done as it is, otherwise the same after ``begin().train()``; one that cannot begin leaves no directory."""
+    if run.done:
+        return run
+    try:
+        trainer = begin()
+    except WrongInput:
+        discard_empty(run)
+        raise
+    trainer.train()
+    return run
 
 
 def load(path: Path) -> Run:

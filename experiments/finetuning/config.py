@@ -28,8 +28,7 @@ class Tuning(Options):
     data_sha256: str = ""
     """Of the files of a local task; filled in by the command, so that other data are another run."""
     head: Head = "classifier"
-    """classifier (a linear head, new unless the model has one for as many labels), prompt (label words at the masked or next token), response (loss on
-    responses only)."""
+    """classifier (a linear head, new unless the model has one for as many labels), prompt (label words), response (loss on responses only)."""
     k: int = 16
     """Training examples a class, and as many for validation; for responses: in all."""
     tests: int = 1000

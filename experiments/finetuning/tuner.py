@@ -197,12 +197,4 @@ def opened(config: Tuning) -> runs.Run:
 def tune(config: Tuning) -> runs.Run:
     """Train, or continue to train, and return the finished run directory. Raises ``runs.Stopped`` and ``WrongInput``."""
     run = opened(config)
-    if run.done:
-        return run
-    try:
-        tuner = Tuner(config, run)
-    except runs.WrongInput:
-        runs.discard_empty(run)
-        raise
-    tuner.train()
-    return run
+    return runs.trained(run, lambda: Tuner(config, run))

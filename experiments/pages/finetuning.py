@@ -20,9 +20,8 @@ from experiments.pages.page import figure, records, table
 from experiments.publish import RESULTS
 from optimizers import ZEROTH_ORDER
 
-COMMITTED = ("default", "smollm2", "instructions")
+COMMITTED = ("minilm-rotten-tomatoes", "smollm2", "instructions")  # the first is what `lowrank finetune` alone does
 KINDS = ("trial", "tested", "paired", "peak")
-NAMES = {"default": "minilm-rotten-tomatoes"}  # run directories of presets without a name of their own
 
 
 def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
@@ -153,7 +152,7 @@ def one(rows: list[dict[str, Any]]) -> str:
 
 def committed(name: str, results: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """The rows of a committed comparison by kind; nothing if it was not run."""
-    files = {kind: results / "finetune" / f"{NAMES.get(name, name)}-{kind}.csv" for kind in KINDS}
+    files = {kind: results / "finetune" / f"{name}-{kind}.csv" for kind in KINDS}
     return {kind: pd.read_csv(file) for kind, file in files.items() if file.exists()}
 
 
@@ -162,7 +161,7 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     kinds = committed(name, results)
     if not kinds:
         return "not yet run"
-    told = json.loads((results / "finetune" / f"{NAMES.get(name, name)}.json").read_text(encoding="utf-8"))
+    told = json.loads((results / "finetune" / f"{name}.json").read_text(encoding="utf-8"))
     rows = lines(merged(kinds), told["config"]["head"] == "response")
     head = list(rows[0])
     text = [asked(told["config"]), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -174,5 +173,5 @@ def figure_of(name: str, results: Path = RESULTS) -> Figure | None:
     kinds = committed(name, results)
     if not kinds:
         return None
-    told = json.loads((results / "finetune" / f"{NAMES.get(name, name)}.json").read_text(encoding="utf-8"))
+    told = json.loads((results / "finetune" / f"{name}.json").read_text(encoding="utf-8"))
     return drawn(merged(kinds), told["config"]["head"] == "response")

@@ -142,7 +142,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "updates": updates_table,
         "bench": bench_table,
         "memory": memory_table,
-        "finetune": partial(finetuning.markdown, "default"),
+        "finetune": partial(finetuning.markdown, finetuning.COMMITTED[0]),
         "footprints": footprints.markdown,
     },
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
