@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.text import corpus, tokens
+from tests.experiments import small_models
 from tests.experiments.test_data import texts, write_jsonl
 
 
@@ -38,3 +39,21 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A token folder of some 18 000 training and 370 held-out tokens, 300 entries, beside the file ``few.jsonl`` that it was built from."""
     folder = tmp_path_factory.mktemp("text")
     return tokens.build(folder / "text", (str(write_jsonl(folder / "few.jsonl", texts(1500))),), 300).folder
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two layers with a tokenizer."""
+    return small_models.model(tmp_path_factory.mktemp("bert"), masked=True)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA of two layers with a tokenizer."""
+    return small_models.model(tmp_path_factory.mktemp("llama"), masked=False)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task that can be learnt."""
+    return small_models.parity(tmp_path_factory.mktemp("task") / "parity")
