@@ -121,7 +121,8 @@ def _claimed(row: dict[str, Any]) -> str:
 
 TITLES = ("State, and tests passed", "What becomes of the gradient")
 EXPLANATION = (
-    "State: elements for an m×n matrix, m ≤ n; over AdamW's 2mn for 512 × 1376 at r = 128 unless told otherwise. Verified by (a) identities, "
+    "State: elements for an m×n matrix, m ≤ n; over AdamW's 2mn for 512 × 1376 at r = 128 unless told otherwise; GUM's bytes are as its "
+    "coins fell, its ratio is the expected one. Verified by (a) identities, "
     "(b) a float64 transcription of the rule, (c) the published package side by side, (d) recorded runs of the published code: tests passed "
     "of all. Path: what the frame passes on of a mini-batch gradient, lifted back; its mean is ⟨E[X], g⟩/‖g‖² with what the method promises in "
     "brackets; bias², variance and their sum, the error, are over ‖g‖² (bias² is an unbiased estimate, and may come out below zero). Update: "
