@@ -11,7 +11,8 @@ directory holds the losses against tokens and against seconds as ``curves.svg``;
     lowrank compare tiny            laws and baselines at r/n = 1/4, K = 20
     lowrank compare tiny-rank       r/n; tiny-period: K; tiny-constant: c
     lowrank compare 9m
-    lowrank compare optimizers      every optimizer in a frame; 9m-optimizers: some on 9m, 60m-optimizers and 130m-optimizers: for a GPU
+    lowrank compare optimizers      every optimizer in a frame; 9m-optimizers: the same on 9m
+    lowrank compare 60m-optimizers  one of each kind, for a GPU; 130m-optimizers
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ PRESETS = {
         model="9m",
         name="9m-optimizers",
         law=("haar_stiefel", "spectral"),
-        baselines=("adamw", *LEADING),
+        baselines=("adamw", *OPTIMIZERS),
         search="climb",
         other_lr=3e-3,
         layers=0.25,
