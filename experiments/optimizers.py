@@ -30,6 +30,7 @@ from experiments import runs
 from experiments.validation import replicas
 from experiments.validation.block import gradients_of_a_block
 from experiments.validation.replicas import LR, Pair, Replicas, Source
+from experiments.validation.travelling import FIRST, HOOKS, travelling
 from optimizers import OPTIMIZERS, Subspace
 from theory import optimizer_state
 
@@ -52,6 +53,7 @@ CLAIMS: dict[str, Callable[[float], float]] = {
     "gum": lambda _: 1.0,
     "lisa": lambda ratio: ratio,
     "badam": lambda ratio: ratio,
+    "law_hook": lambda _: 1.0,
 }
 
 
@@ -62,7 +64,7 @@ class AdamW(Subspace):
         return self.rule_of({**group, "rank": None})
 
 
-ALL: dict[str, type[Subspace]] = {"adamw": AdamW, **OPTIMIZERS}
+ALL: dict[str, type[Subspace]] = {"adamw": AdamW, **OPTIMIZERS, **dict.fromkeys(HOOKS, AdamW)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Config:
     """State, gradient path and update of every optimizer in a frame."""
 
     method: tuple[str, ...] = tuple(ALL)
-    """Which: adamw and the names of the registry."""
+    """Which: adamw, the names of the registry, and AdamW after a communication hook."""
     shape: tuple[int, int] = (512, 1376)
     """Matrix whose state is counted."""
     rank: int = 128
@@ -161,7 +163,11 @@ def _sources(config: Config, run: runs.Run) -> Iterator[Source]:
 
 def _measured(config: Config, name: str, source: Source) -> Pair:
     rank = max(1, round(config.ratio * min(source.g.shape)))
-    return replicas.measure(Replicas(ALL[name], rank, config.ratio, config.period, config.seed), source, config.draws)
+    return replicas.measure(Replicas(ALL[name], rank, config.ratio, config.period, config.seed, _hook(name)), source, config.draws)
+
+
+def _hook(name: str) -> str | None:
+    return name if name in HOOKS else None
 
 
 def _state(config: Config, name: str) -> dict[str, Any]:
@@ -172,11 +178,12 @@ def _state(config: Config, name: str) -> dict[str, Any]:
     kind = ALL[name]
     rank = formula.share if name == "frugal" else config.rank  # of the matrices, those that have their turn
     optimizer = kind(parameters, LR, seed=config.seed, **kind.takes(rank=rank, layers=1, freeze=False))
-    for _ in range(2):
-        for p in parameters:
-            p.grad = torch.randn(config.shape, generator=generator)
-        optimizer.step()
-    measured = optimizer.state_bytes() / MATRICES
+    beside = 0
+    with travelling(_hook(name), parameters, config.rank, config.seed) as give:
+        for _ in range(FIRST + 1):
+            beside = give(torch.randn(MATRICES, *config.shape, generator=generator))
+            optimizer.step()
+    measured = (optimizer.state_bytes() + beside) / MATRICES
     share = sum(state["rest"] for state in optimizer.state.values()) / MATRICES if name == "gum" else formula.share  # as the coins fell
     predicted = optimizer_state.state_bytes(name, *config.shape, config.rank, share)
     full = optimizer_state.state_bytes("adamw", *config.shape, config.rank)

@@ -16,6 +16,7 @@ from experiments.publish import RESULTS
 from optimizers import OPTIMIZERS
 
 WAYS = {"a": "identities", "b": "transcription", "c": "published package", "d": "recorded run"}
+HOOKS = {"powersgd": "1905.13727", "law_hook": "2603.20632", "law_hook_feedback": "2603.20632"}  # AdamW after a communication hook
 CHECKS = RESULTS / "optimizers" / "checks.csv"
 
 
@@ -65,7 +66,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
     kept = [
         {
             "method": name,
-            "arXiv": paper(name) if name in OPTIMIZERS else "",
+            "arXiv": paper(name) if name in OPTIMIZERS else HOOKS.get(name, ""),
             "state": row["formula"],
             "bytes": f"{int(row['state_bytes']):,}",
             "/AdamW": f"{row['over_adamw']:.3f}",

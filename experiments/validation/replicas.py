@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estimators import Measurement, keyed, measure_estimates
+from experiments.validation.travelling import travelling
 from optimizers import Frugal, Subspace
 from optimizers.buckets import stack
 from optimizers.outputs import Context
@@ -58,6 +59,8 @@ class Replicas(NamedTuple):
     share: float
     period: int
     seed: int
+    hook: str | None = None
+    """What gradients pass on their way, of ``travelling.HOOKS``."""
 
 
 class Pair(NamedTuple):
@@ -105,12 +108,12 @@ def run(replicas: Replicas, source: Source, size: int, generator: torch.Generato
         passed[places] = _turned(context.path(seen), context.flipped)
 
     optimizer.watch = watch
-    for _ in range(replicas.period):
-        passed.zero_()  # a matrix that has no turn passes nothing on
-        for p, G in zip(parameters, source.draw(size, generator), strict=True):
-            p.grad = G
-        before = torch.stack([p.detach() for p in parameters]).clone()
-        optimizer.step()
+    with travelling(replicas.hook, parameters, replicas.rank, replicas.seed + first) as give:
+        for _ in range(replicas.period):
+            passed.zero_()  # a matrix that has no turn passes nothing on
+            give(source.draw(size, generator))
+            before = torch.stack([p.detach() for p in parameters]).clone()
+            optimizer.step()
     return passed, (before - torch.stack([p.detach() for p in parameters])) / LR
 
 

@@ -13,8 +13,9 @@ from estimators import measure_estimates
 from experiments import bench, cli, optimizers, publish, report, runs
 from experiments.pages import optimizers as page
 from experiments.validation import replicas
+from experiments.validation.travelling import FIRST, HOOKS, travelling
 from optimizers import OPTIMIZERS
-from theory import optimizer_state
+from theory import haar_stiefel, optimizer_state
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def rows(run: runs.Run, kind: str) -> dict[str, dict[str, float]]:
 
 def test_state_is_counted_and_promises_hold(run: runs.Run) -> None:
     states = rows(run, "state")
-    assert list(states) == ["adamw", *OPTIMIZERS] and set(states) == set(optimizer_state.FORMULAS)
+    assert list(states) == ["adamw", *OPTIMIZERS, *HOOKS] and set(states) == set(optimizer_state.FORMULAS)
     assert all(row["state_bytes"] == row["predicted_bytes"] for row in states.values())
     paths = rows(run, "path")
     promises = rows(run, "promise")
@@ -111,6 +112,41 @@ def test_a_step_of_replicas_is_a_step_of_one() -> None:
     torch.testing.assert_close(paths[2], V @ (V.mT @ gradients[2, 2]), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("hook", HOOKS)
+def test_what_arrives_through_a_hook(hook: str) -> None:
+    """PowerSGD's first steps are the gradient; then G, or with feedback v = G + e, is split exactly into what arrives and what is kept."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.zeros(24, 32, dtype=torch.float64)) for _ in range(3)]
+    given = torch.randn(8, 3, 24, 32, generator=generator, dtype=torch.float64)
+    arrived, kept = [], 0
+    with travelling(hook, parameters, 6, 5) as give:
+        for G in given:
+            kept = give(G)
+            arrived.append(torch.stack([p.grad for p in parameters if p.grad is not None]))
+    compressed = arrived[FIRST:] if hook == "powersgd" else arrived
+    for X in compressed:
+        assert int(torch.linalg.matrix_rank(X[0])) == 6
+    assert hook != "powersgd" or torch.equal(torch.stack(arrived[:FIRST]), given[:FIRST])
+    numbers = {"powersgd": 24 * 32 + (24 + 32) * 6, "law_hook": 0, "law_hook_feedback": 24 * 32}
+    assert kept == 3 * 8 * numbers[hook]
+    with travelling(hook, parameters, 6, 5) as give:  # a new group, and the same draws
+        for G, X in zip(given, arrived, strict=True):
+            give(G)
+            assert torch.equal(torch.stack([p.grad for p in parameters if p.grad is not None]), X)
+
+
+def test_the_hook_has_the_error_of_its_law() -> None:
+    """E‖Ĝ − g‖² = (n/r)·E‖G‖² − ‖g‖² for Haar–Stiefel at c = 1 on the smaller side n."""
+    source = replicas.gaussian(24, 32, 1.0, 0)
+    measured = replicas.measure(replicas.Replicas(optimizers.AdamW, 6, 0.25, 2, 0, "law_hook"), source, 2048)
+    signal = float(source.g.square().sum())
+    assert measured.path.mse is not None
+    exact = float(haar_stiefel.second_moment(np.eye(24), 6).trace()) / 24 * 2 * signal - signal
+    assert (
+        abs(measured.path.mse.value - exact) < 5 * measured.path.mse.standard_error and 8 * measured.path.mse.standard_error < 0.1 * exact
+    )
+
+
 def test_it_is_shown_reported_and_published(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["--runs-dir", str(run.path.parent), *["--draws", "128", "--period", "4", "--shape", "48", "64", "--rank", "12", "--quiet"]]
     assert cli.main(["optimizers", *again]) == 0
@@ -123,7 +159,7 @@ def test_it_is_shown_reported_and_published(run: runs.Run, tmp_path: Path, capsy
         and "deliberately differs" in html
     )
     publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
-    assert len(pd.read_csv(tmp_path / "results" / "optimizers" / "24x32-update.csv")) == 1 + len(OPTIMIZERS)
+    assert len(pd.read_csv(tmp_path / "results" / "optimizers" / "24x32-update.csv")) == len(optimizers.ALL)
     written = page.markdown(tmp_path / "results")
     assert written.count("| galore |") == 2 and page.markdown(tmp_path) == "not yet run"
 
