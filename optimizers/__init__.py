@@ -20,6 +20,7 @@ from optimizers.frugal import Frugal
 from optimizers.galore import GaLore
 from optimizers.golore import GoLore
 from optimizers.grad_norm_lorp import GradNormLoRP
+from optimizers.gradlite import GradLite
 from optimizers.grass import Grass, GrassSampled
 from optimizers.gum import GUM
 from optimizers.ldadam import LDAdam
@@ -71,6 +72,7 @@ OPTIMIZERS: dict[str, type[Subspace]] = {
     "lisa": LISA,
     "owlore": OwLore,
     "badam": BAdam,
+    "gradlite": GradLite,
 }
 
 ZEROTH_ORDER: dict[str, type[ZerothOrder]] = {
@@ -99,6 +101,7 @@ __all__ = [
     "Frugal",
     "GaLore",
     "GoLore",
+    "GradLite",
     "GradNormLoRP",
     "Grass",
     "GrassSampled",
