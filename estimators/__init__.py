@@ -7,6 +7,7 @@
 torch.Size([100, 256, 32])
 """
 
+from estimators.compressed import CompressedLinear, Compression, Keeper, Key, compress
 from estimators.convert import Conversion, convert
 from estimators.coordinate import Coordinate, CoordinateReplacement
 from estimators.gaussian import Gaussian
@@ -40,6 +41,8 @@ LAWS: dict[str, type[Law]] = {
 
 __all__ = [
     "LAWS",
+    "CompressedLinear",
+    "Compression",
     "Conversion",
     "Coordinate",
     "CoordinateReplacement",
@@ -48,6 +51,8 @@ __all__ = [
     "Gaussian",
     "HaarStiefel",
     "Hadamard",
+    "Keeper",
+    "Key",
     "Law",
     "LowRankLinear",
     "Measurement",
@@ -57,6 +62,7 @@ __all__ = [
     "SpectralSampling",
     "SubsampledTransform",
     "TopSVD",
+    "compress",
     "convert",
     "estimate",
     "ipa",

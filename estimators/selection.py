@@ -30,9 +30,10 @@ def rank_of(n: int, rank: int | float) -> int:
     return rank if isinstance(rank, int) else max(1, round(rank * n))
 
 
-def choose(model: nn.Module, targets: Targets, rank: int | float) -> tuple[dict[str, nn.Linear], dict[str, str]]:
-    """(the layers to convert by name, the reason by name of every parameter or module that is left alone)."""
-    if isinstance(rank, bool) or not ((isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)):
+def choose(model: nn.Module, targets: Targets, rank: int | float | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+    """(the layers to convert by name, the reason by name of every parameter or module that is left alone). ``rank``: None if any size will do."""
+    possible = rank is None or (isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)
+    if isinstance(rank, bool) or not possible:
         raise ValueError(f"convert(rank={rank!r}): rank must be a positive integer, or a fraction of in_features in (0, 1)")
     wanted = _predicate(model, targets)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
@@ -58,7 +59,12 @@ def choose(model: nn.Module, targets: Targets, rank: int | float) -> tuple[dict[
 
 
 def _reason(
-    name: str, module: nn.Linear, wanted: Callable[[str, nn.Module], bool], uses: Counter[int], places: Counter[int], rank: int | float
+    name: str,
+    module: nn.Linear,
+    wanted: Callable[[str, nn.Module], bool],
+    uses: Counter[int],
+    places: Counter[int],
+    rank: int | float | None,
 ) -> str | None:
     """Why this linear layer cannot be converted, None if it can."""
     if type(module) is not nn.Linear:
@@ -77,7 +83,7 @@ def _reason(
         return "quantised weight"
     if not wanted(name, module):
         return "not targeted"
-    if min(module.weight.shape) <= (r := rank_of(module.in_features, rank)):
+    if rank is not None and min(module.weight.shape) <= (r := rank_of(module.in_features, rank)):
         return f"min(m, n) = {min(module.weight.shape)} is not above the rank {r}"
     return None
 
