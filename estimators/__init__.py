@@ -17,6 +17,8 @@ from estimators.law import Law
 from estimators.linear import LowRankLinear
 from estimators.lr import lr
 from estimators.measure import Estimate, Measurement, Population, measure, measure_estimates
+from estimators.on_features import LawOnFeatures
+from estimators.on_tokens import LawOnTokens
 from estimators.rademacher import Rademacher
 from estimators.sketch import estimate, lift, on_left, sketch
 from estimators.sparse_sign import SparseSign
@@ -24,6 +26,8 @@ from estimators.spectral import SpectralSampling
 from estimators.subsampled_transform import Hadamard, SubsampledTransform
 from estimators.tokens import tokens
 from estimators.truncated import FixedBasis, TopSVD
+from estimators.velora import VeLoRA
+from estimators.wta_crs import WTACRS
 
 LAWS: dict[str, type[Law]] = {
     "gaussian": Gaussian,
@@ -41,6 +45,7 @@ LAWS: dict[str, type[Law]] = {
 
 __all__ = [
     "LAWS",
+    "WTACRS",
     "CompressedLinear",
     "Compression",
     "Conversion",
@@ -54,6 +59,8 @@ __all__ = [
     "Keeper",
     "Key",
     "Law",
+    "LawOnFeatures",
+    "LawOnTokens",
     "LowRankLinear",
     "Measurement",
     "Population",
@@ -62,6 +69,7 @@ __all__ = [
     "SpectralSampling",
     "SubsampledTransform",
     "TopSVD",
+    "VeLoRA",
     "compress",
     "convert",
     "estimate",

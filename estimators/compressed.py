@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +43,7 @@ class Key:
 class Keeper(abc.ABC):
     """The rule by which one layer keeps X, and its state. ``unbiased``: E[gradient | X, Δ] = ΔᵀX."""
 
-    unbiased: ClassVar[bool] = True
+    unbiased: bool = True
 
     @abc.abstractmethod
     def keep(self, X: Float[Tensor, "t n"], key: Key) -> tuple[Tensor, ...]:
@@ -104,7 +104,7 @@ class _Product(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 dW = D.new_zeros(ctx.shape)
                 if saved:
-                    index, call = saved.pop(0).tolist()
+                    index, call = (int(number) for number in saved.pop(0))
                     key = Key(ctx.key.seed, ctx.key.name, index, call, D.device, ctx.key.process)
                     dW = keeper.gradient(tuple(saved), D, key)
                     # an error that is not finite shows even if its token was not kept
@@ -141,7 +141,7 @@ class CompressedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, keeper={self.keeper}"
 
     @torch.compiler.disable
-    def forward(self, X: Float[Tensor, "*tokens n"]) -> Float[Tensor, "*tokens m"]:
+    def forward(self, X: Float[Tensor, "*tokens n"]) -> Float[Tensor, "*tokens m"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """XWᵀ + b. Under autocast the product is in its dtype, else in that of X."""
         kind = X.device.type
         casts = torch.is_autocast_enabled(kind) and X.dtype != torch.float64  # autocast leaves float64 alone

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from estimators.law import Law, scale, uniform_subset
@@ -25,11 +26,14 @@ class Coordinate(Law):
 
     stem: ClassVar[str] = "coordinate"
 
-    def _draw(self, batch: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def chosen(self, batch: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Int[Tensor, "*batch r"]:
+        """J, the coordinates of the columns; what a draw is without its zeros."""
         if self.replacement:
-            J = torch.randint(self.n, (*batch, self.rank), generator=generator, device=device)
-        else:
-            J = uniform_subset(self.n, self.rank, batch, generator, device)
+            return torch.randint(self.n, (*batch, self.rank), generator=generator, device=device)
+        return uniform_subset(self.n, self.rank, batch, generator, device)
+
+    def _draw(self, batch: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+        J = self.chosen(batch, generator, device)
         V = torch.zeros(*batch, self.n, self.rank, device=device, dtype=dtype)
         return V.scatter_(-2, J.unsqueeze(-2), scale(self.n, self.rank, self.c))
 
