@@ -84,8 +84,8 @@ class _Product(torch.autograd.Function):
             X_ = X.to(dtype)
             Y = F.linear(X_, W.to(dtype), None if bias is None else bias.to(dtype))
             kept = layer.keeper.keep(X_, key) if ctx.needs_input_grad[1] and len(X) else ()
-        layer.saved_bytes = storage_bytes(kept)
-        counters = [torch.tensor([key.index, key.call])] if kept else []
+        counters = (torch.tensor([key.index, key.call]),) if kept else ()
+        layer.saved_bytes = storage_bytes((*counters, *kept))
         ctx.save_for_backward(*([W] if ctx.needs_input_grad[0] else []), *counters, *kept)
         ctx.dtype, ctx.layer, ctx.key = dtype, layer, key
         ctx.input_dtype, ctx.shape, ctx.W_dtype, ctx.bias_dtype = X.dtype, W.shape, W.dtype, None if bias is None else bias.dtype
@@ -124,7 +124,8 @@ class CompressedLinear(nn.Module):
     """``nn.Linear`` that keeps of its input what ``keeper`` says. ``weight`` (m, n) and ``bias`` (m,) or None are those of ``linear`` themselves.
 
     ``seed``, ``name``, ``index`` (the step) and ``calls`` (calls within it) are the key of the next draw; each call has its own.
-    ``saved_bytes``: bytes kept of X by the last call. With a frozen weight, or without gradients, nothing is kept. Compiled models run it eagerly.
+    ``saved_bytes``: bytes that the last call kept for the gradient of the weight; none if the weight is frozen, or without gradients. A
+    compiled model runs this layer eagerly.
     """
 
     bias: nn.Parameter | None
