@@ -48,6 +48,8 @@ LATER = {
     "trials": 5,
     "cost_steps": 0,
     "data_sha256": "",
+    "fused": False,
+    "recompute": False,
 }  # fields that came later; at these values a run is what it was without them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -63,6 +63,8 @@ class Tuning(Options):
     """Optimizer steps."""
     sequences: int = 8
     """Examples a step, all of them if there are fewer."""
+    recompute: bool = False
+    """Recompute the blocks in the backward pass."""
     save_model: bool = False
     """Write model and tokenizer at the end, for transformers to load."""
 

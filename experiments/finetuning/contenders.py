@@ -1,4 +1,6 @@
-"""Who is compared in fine-tuning, by labels ``method`` or ``method:law``, and the tuning runs of each."""
+"""Who is compared in fine-tuning, by labels ``method`` or ``method:law``, and the tuning runs of each.
+
+A label may go on with ``+recomputed`` (the blocks are computed again in the backward pass) and ``+fused`` (updates inside it)."""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 TUNING_SEED = 1000  # none of the seeds that are compared
 GENTLE, FORWARD = 1e-3, 1e-4  # starts of the search for few steps on a pretrained model: of AdamW, and of forward passes alone
+HOW = {"recomputed": "recompute", "fused": "fused"}  # the end of a label → field
 VARIES = {"method", "lr", "seed", "tests", "steps", "sequences"}  # between the trainings of one comparison
 
 DRAWN = tuple(name for name, law in LAWS.items() if not law.fitted)  # laws without a gradient to look at
@@ -32,7 +35,12 @@ EVERY = (
 
 def trial(config: Config, label: str, lr: float) -> Tuning:
     """The tuning run of one contender at one learning rate. Raises ``ValueError`` for a contender that does not exist."""
-    method, _, law = label.partition(":")
+    name, *how = label.split("+")
+    if unknown := set(how) - set(HOW):
+        raise ValueError(f"method {label!r}: unknown {', '.join(sorted(unknown))}, known are {', '.join(HOW)}")
+    method, _, law = name.partition(":")
+    if how and method in ZEROTH_ORDER:
+        raise ValueError(f"method {label!r}: without a backward pass nothing is recomputed or fused")
     if law and method not in ("lowrank", "lowrank_lr"):
         raise ValueError(f"method {label!r}: only lowrank and lowrank_lr have laws")
     if method == "lowrank_lr" and law and law in LAWS and LAWS[law].fitted:
@@ -44,12 +52,12 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
     if forward:
         values |= {"warmup": 0.0, "final_lr": 1.0}
     values |= {"steps": steps, "sequences": sequences, "tests": 1, "seed": TUNING_SEED, **({"law": law} if law else {})}
-    return Tuning(method=method, lr=lr, **values)
+    return Tuning(method=method, lr=lr, **values, **{HOW[word]: True for word in how})
 
 
 def first(config: Config, label: str) -> list[float]:
     """The three learning rates that the search begins with: around AdamW's gentle one, as much larger as the method's own in pre-training is."""
-    method = label.partition(":")[0]
+    method = label.split("+")[0].partition(":")[0]
     if method in ZEROTH_ORDER:
         start = FORWARD if config.lr is None else config.lr / 10
     else:

@@ -41,6 +41,8 @@ class Tuner:
         model = self.objective.model
         if config.precision == "bf16_weights":
             model.to(torch.bfloat16)
+        if config.recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         if config.others == "head":
             _freeze(model)
         self.items = [self.objective.items(part) for part in (self.split.training, self.split.validation, self.split.test)]

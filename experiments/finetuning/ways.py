@@ -13,6 +13,7 @@ from experiments import runs
 from experiments.finetuning.config import Tuning
 from experiments.finetuning.objectives import Objective
 from experiments.training import updates
+from experiments.training.advance import Advance
 from experiments.training.methods import METHODS, Method
 from optimizers import ZEROTH_ORDER, ZerothOrder
 
@@ -27,33 +28,18 @@ class Gradients:
         except ValueError as error:
             raise runs.WrongInput(str(error)) from None
         self.optimizers = updates.optimizers(config, self.method)
+        self.advance = Advance(config, self.method, self.optimizers)
         self.skipped = 0
         self.trained = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
 
     def step(self, batch: dict[str, Tensor], factor: float) -> dict[str, Any]:
         """One; ``factor``: share of the peak learning rates."""
-        config, method = self.config, self.method
         self.objective.train()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                peak = config.lr if group["matrices"] or config.other_lr is None else config.other_lr
-                lr = peak * factor * (method.lr_factor(method.steps) if group["matrices"] else 1.0)
-                group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr  # torchao holds a tensor
-            optimizer.zero_grad(set_to_none=True)
+        self.advance.begin(factor)
         loss = self.objective(batch)
-        loss.backward()
-        trained = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        row = {"loss": float(loss.detach()), "grad_norm": float(norm)}
-        if not all(map(math.isfinite, row.values())):
-            self.skipped += 1
-            return {"kind": "skip"} | {name: str(value) for name, value in row.items()}
-        nn.utils.clip_grads_with_norm_(trained, config.clip or math.inf, norm)
-        updates.decay(config, self.optimizers)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        matrices = self.optimizers[0]
-        method.after_step(matrices, 1 - float(matrices.param_groups[0]["lr"]) * config.weight_decay)
+        self.advance.backward(loss)
+        row = self.advance.end(float(loss.detach()))
+        self.skipped += row["kind"] == "skip"
         return row
 
     def finalize(self) -> nn.Module:

@@ -66,6 +66,9 @@ class Options:
     """Decoupled; on W + BVᵀ, not on B alone. LoRA decays its factors."""
     clip: float = 1.0
     """Largest norm of the gradient of all trained parameters together (with the sketches ĜV in the place of Ĝ); 0 for none."""
+    fused: bool = False
+    """Update every parameter inside the backward pass and free its gradient: optimizers of `lowrank optimizers`, one process, one micro-batch.
+    Clipping takes a second backward pass."""
     steps: int = 600
     """Optimizer steps."""
     sequences: int = 16

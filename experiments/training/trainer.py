@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from estimators import processes
 from experiments import runs
 from experiments.training import checkpoint, cost, feed, models, parallel, updates
+from experiments.training.advance import Advance
 from experiments.training.live import Live
 from experiments.training.methods import METHODS
 from experiments.training.objective import Objective
@@ -67,7 +68,7 @@ class Trainer:
         sequences = parallel.part(config.sequences // config.accumulate)
         measured = self.method.handle if config.measure_every and sequences > 1 else None
         self.live = Live(measured, sequences, config.accumulate) if measured else None
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.advance = Advance(config, self.method, self.optimizers, config.accumulate)
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.taken = 0  # steps since this process began
         self.states = 0  # bytes of the optimizers' states at their largest since then: layers by turns have none between two periods
@@ -125,49 +126,27 @@ class Trainer:
 
     def _step(self) -> dict[str, Any]:
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                peak = config.lr if group["matrices"] or config.other_lr is None else config.other_lr
-                lr = peak * factor * (self.method.lr_factor(self.method.steps) if group["matrices"] else 1.0)
-                # torchao holds a tensor and refuses a number in its place
-                group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
-            optimizer.zero_grad(set_to_none=not parallel.bucketed(self.wrapped))
+        self.advance.begin(factor, keep=parallel.bucketed(self.wrapped))
         if self.live and self.step % config.measure_every == 0:
             self.live.arm()
         loss = torch.zeros((), device=self.device)
         for i in range(config.accumulate):
             with parallel.local_only(self.wrapped) if i + 1 < config.accumulate else nullcontext():
                 part = self._loss(self.batches.next()) / config.accumulate
-                part.backward()
+                self.advance.backward(part)
             loss += part.detach()
-        loss = processes.mean(loss)
-        trained = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-        norm = parallel.plain(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+        row = self.advance.end(float(processes.mean(loss)), self._ended)
         self.step += 1
-        row = {"kind": "train", "step": self.step, "loss": float(loss), "grad_norm": float(norm), "lr": config.lr * factor}
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-            self.skipped += 1
-            return row | {"kind": "skip", "where": self._where(trained), "loss": str(row["loss"]), "grad_norm": str(row["grad_norm"])}
-        nn.utils.clip_grads_with_norm_(trained, config.clip or math.inf, norm)  # not before: a norm that is NaN would spread to all
-        updates.decay(config, self.optimizers)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        matrices = self.optimizers[0]
+        self.skipped += row["kind"] == "skip"
+        return {**row, "step": self.step, "lr": config.lr * factor}
+
+    def _ended(self) -> None:
         self.states = max(self.states, cost.state_bytes(self.optimizers))
-        self.method.after_step(matrices, 1 - float(matrices.param_groups[0]["lr"]) * config.weight_decay)
-        return row
 
     def _loss(self, ids: Tensor) -> Tensor:
         """Mean next-token cross-entropy of (sequences, length), in nats."""
         watching = self.method.handle is not None and self.method.handle.watching
         return self.wrapped(ids.to(self.device, non_blocking=True), eager=watching)
-
-    def _where(self, trained: list[nn.Parameter]) -> str:
-        """The first parameter whose gradient is not finite, or the loss."""
-        for p in trained:
-            if p.grad is not None and not bool(torch.isfinite(parallel.plain(p.grad)).all()):
-                return self.names[id(p)]
-        return "the loss"
 
     def _rows(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         row |= {"tokens": self.step * self.config.sequences * self.config.length, "seconds": round(self.seconds, 4)}

@@ -89,6 +89,10 @@ class Method(abc.ABC):
         del optimizer
         return ()
 
+    def observed(self) -> dict[str, float]:
+        """What the method saw of itself in the last step, for the record."""
+        return {}
+
     def finalize(self) -> nn.Module:
         """The plain model again; training is over."""
         return self.model

@@ -35,6 +35,7 @@ class Projected(Full):
 
     kind: ClassVar[type[Subspace]]
     options: ClassVar[dict[str, str]]
+    fixed: ClassVar[dict[str, Any]] = {}  # options that no field of the configuration stands for
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
@@ -76,7 +77,7 @@ class Projected(Full):
             {"params": [(names[id(p)], p) for p in self.matrices()], "matrices": True},
             {"params": [(names[id(p)], p) for p in self.others()], "matrices": False, "rank": None, "betas": BETAS, **precision},
         ]
-        given = {option: value for option, field in self.options.items() if (value := getattr(config, field)) is not None}
+        given = {option: value for option, field in self.options.items() if (value := getattr(config, field)) is not None} | self.fixed
         common: dict[str, Any] = {
             "lr": config.lr,
             "weight_decay": config.weight_decay,
