@@ -51,6 +51,8 @@ CONTENDERS: dict[str, dict[str, Any]] = {  # name → settings of the training; 
     "haar_stiefel fused recomputed": {"method": "lowrank", "law": "haar_stiefel", "fused": True, "checkpoint_activations": True},
     "spectral": {"method": "lowrank", "law": "spectral"},
     "galore fused": {"method": "galore", "fused": True},
+    "lomo fused": {"method": "lomo", "fused": True},
+    "adalomo fused": {"method": "adalomo", "fused": True},
     **{name: {"method": name} for name in METHODS if name not in ("adamw", "lora", "relora", "lowrank")},
     **{name: {"kind": kind} for name, kind in ZEROTH_ORDER.items()},
 }

@@ -53,6 +53,8 @@ CLAIMS: dict[str, Callable[[float], float]] = {
     "gum": lambda _: 1.0,
     "lisa": lambda ratio: ratio,
     "badam": lambda ratio: ratio,
+    "lomo": lambda _: 1.0,
+    "adalomo": lambda _: 1.0,
     "law_hook": lambda _: 1.0,
 }
 

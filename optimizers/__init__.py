@@ -7,6 +7,7 @@
 >>> optimizer.step()
 """
 
+from optimizers.adalomo import AdaLomo
 from optimizers.apollo import Apollo, ApolloMini
 from optimizers.badam import BAdam
 from optimizers.coap import COAP
@@ -25,6 +26,7 @@ from optimizers.grass import Grass, GrassSampled
 from optimizers.gum import GUM
 from optimizers.ldadam import LDAdam
 from optimizers.lisa import LISA
+from optimizers.lomo import LOMO
 from optimizers.lowrank_lr import LowRankLR
 from optimizers.lozo import LOZO
 from optimizers.mezo import MeZO
@@ -72,6 +74,8 @@ OPTIMIZERS: dict[str, type[Subspace]] = {
     "lisa": LISA,
     "owlore": OwLore,
     "badam": BAdam,
+    "lomo": LOMO,
+    "adalomo": AdaLomo,
     "gradlite": GradLite,
 }
 
@@ -87,10 +91,12 @@ __all__ = [
     "FOAM",
     "GUM",
     "LISA",
+    "LOMO",
     "LOZO",
     "OPTIMIZERS",
     "RSO",
     "ZEROTH_ORDER",
+    "AdaLomo",
     "Apollo",
     "ApolloMini",
     "BAdam",

@@ -80,21 +80,22 @@ def refuse_unusable(call: str, found: list[Member], kept: str) -> None:
         raise ValueError(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
 
 
-def buckets(found: list[Member], together: bool | None) -> Iterator[Bucket]:
-    """All of them in batches of equal shapes where ``together`` (None: on GPUs), otherwise each alone."""
+def buckets(found: list[Member], together: bool | None, rows: bool = False) -> Iterator[Bucket]:
+    """All of them in batches of equal shapes where ``together`` (None: on GPUs), otherwise each alone. ``rows``: what is no matrix is taken for
+    one of a single row."""
     batches: dict[Any, list[Member]] = {}
     for member in found:
         p, counters = member.p, tuple(member.state.get(name, 0) for name in COUNTERS)
         alike = p.ndim == 2 and (together if together is not None else p.is_cuda)
         batches.setdefault((p.shape, p.dtype, p.device, counters) if alike else member.place, []).append(member)
-    yield from map(Bucket, batches.values())
+    yield from (Bucket(some, rows and some[0].p.ndim != 2) for some in batches.values())
 
 
 class Bucket:
-    """What a step reads and writes of its members. Tensors are (M, N) for one member, (members, M, N) for more."""
+    """What a step reads and writes of its members. Tensors are (M, N) for one member, (members, M, N) for more; ``row``: of any shape as (1, N)."""
 
-    def __init__(self, members: list[Member]) -> None:
-        self.members = members
+    def __init__(self, members: list[Member], row: bool = False) -> None:
+        self.members, self.row = members, row
         self.shape = tuple(members[0].p.shape)
         self.dtype = members[0].p.dtype
         self.exact = torch.promote_types(self.dtype, torch.float32)
@@ -111,11 +112,11 @@ class Bucket:
 
     def weights(self, flipped: bool) -> list[Tensor]:
         """The weights in float32 or better, transposed where ``flipped``; they share memory with 32-bit parameters."""
-        return [_oriented(_values(member.p, self.exact), flipped).to(self.exact) for member in self.members]
+        return [self._oriented(_values(member.p, self.exact), flipped).to(self.exact) for member in self.members]
 
     def gradients(self, flipped: bool) -> Tensor:
         """The gradients in float32 or better, transposed where ``flipped``."""
-        return stack([_oriented(member.gradient, flipped).to(self.exact) for member in self.members])
+        return stack([self._oriented(member.gradient, flipped).to(self.exact) for member in self.members])
 
     def norm(self) -> Tensor | None:
         """‖G‖ of the gradients, (*batch, 1, 1); None if they were not checked."""
@@ -135,17 +136,18 @@ class Bucket:
         group: the clock of the parameter's own state begins anew where a method forgets that state, and its draws must not."""
         for member, changed in zip(self.members, W, strict=True):
             layer = getattr(member.p, "quantized", None)
-            if layer is None and self.dtype not in SIXTEEN_BIT:
+            rounds = layer is not None or self.dtype in SIXTEEN_BIT
+            if not rounds and (not self.row or member.p.is_contiguous()):  # other rows are copies
                 continue
             generator = None
-            if stochastic is not None:
+            if stochastic is not None and rounds:
                 seed, clock = stochastic
                 generator = keyed.generator(seed, f"{member.name}.rounding.{clock}", member.state.get("clock", 0), changed.device)
             if layer is not None:
-                layer.store(_oriented(changed, flipped), generator)
+                layer.store(self._oriented(changed, flipped), generator)
             else:
                 rounded = changed if generator is None else stochastic_round(changed, self.dtype, generator)
-                _oriented(member.p.detach(), flipped).copy_(rounded)
+                member.p.detach().copy_(rounded.view(member.p.shape) if self.row else self._oriented(rounded, flipped))
 
     def write_state(self, state: State, unchanged: Iterable[str]) -> None:
         """Give every member its part of ``state``; ``unchanged`` names need no writing."""
@@ -160,15 +162,16 @@ class Bucket:
                 elif key not in unchanged:
                     member.state[key] = value[i].clone()  # not a view: a state must not hold its neighbours' memory
 
+    def _oriented(self, X: Tensor, flipped: bool) -> Tensor:
+        if self.row:
+            return X.reshape(1, X.numel())
+        return X.mT if flipped else X
+
 
 def _values(p: Tensor, exact: torch.dtype) -> Tensor:
     """The numbers of a parameter, which its layer keeps in codes where it has the attribute ``quantized`` (optimizers/quantized.py)."""
     layer = getattr(p, "quantized", None)
     return p.detach() if layer is None else layer.read(exact)
-
-
-def _oriented(X: Tensor, flipped: bool) -> Tensor:
-    return X.mT if flipped else X
 
 
 def stack(tensors: list[Any]) -> Any:

@@ -39,8 +39,9 @@ class Named:
         return inspect.signature(cls.__init__).parameters[option].default
 
 
-def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises ``ValueError`` that names the call, the option and the value. ``choices``: of the method, beside the common ones."""
+def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...]], any_shape: bool = False) -> None:
+    """Raises ``ValueError`` that names the call, the option and the value. ``choices``: of the method, beside the common ones; ``any_shape``: a rank
+    does not ask for matrices."""
     for name, known in (CHOICES | dict(choices)).items():
         if group.get(name, known[0]) not in known:
             raise ValueError(f"{call}({name}={group[name]!r}): unknown, known are {', '.join(known)}")
@@ -68,7 +69,7 @@ def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...
         least = int(name in FROM_ONE)
         if (value := group.get(name)) is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{call}({name}={value}): must be an integer of at least {least}")
-    _check_rank(call, group["rank"], group["params"])
+    _check_rank(call, group["rank"], [] if any_shape else group["params"])
 
 
 def load_exactly(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
@@ -81,11 +82,11 @@ def load_exactly(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -
                 optimizer.state[p][key] = value.detach().to(p.device, copy=True)
 
 
-def _check_rank(call: str, rank: Any, params: list[Any]) -> None:
+def _check_rank(call: str, rank: Any, matrices: list[Any]) -> None:
     if rank is None:
         return
     if isinstance(rank, bool) or not ((isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)):
         raise ValueError(f"{call}(rank={rank!r}): must be a positive integer, a fraction in (0, 1), or None for AdamW")
-    for p in params:
+    for p in matrices:
         if p.ndim != 2:
             raise ValueError(f"{call}(rank={rank}): projects matrices, got a parameter of shape {tuple(p.shape)}; give it rank=None")

@@ -1,8 +1,8 @@
 """Inner rules: from the coordinates B of a gradient to the step in those coordinates. B is (*batch, M, r); state is tensors by name.
 
 ``Adam``       M ← β₁M + (1−β₁)B, N ← β₂N + (1−β₂)B², step −η·M̂/(√N̂ + ε), with M̂ = M/(1−β₁ᵗ), N̂ = N/(1−β₂ᵗ) (1412.6980).
+``Plain``      nothing is kept, step −ηB.
 ``Momentum``   M ← βM + (1−dampening)B, step −ηM.
-``Plain``      step −ηB, nothing is kept.
 ``Adafactor``  N as an outer product of its row and column means, β₂ = 1 − t^decay, update clipped to RMS 1 (1804.04235).
 """
 
@@ -123,6 +123,14 @@ class Adam(Inner):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plain(Inner):
+    """Gradient descent."""
+
+    def move(self, state: State, B: Tensor, lr: Rate) -> Move:  # noqa: ARG002
+        return Move(B, None, lr, lr)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Momentum(Inner):
     """``copy_first``: the first M is B itself (torch.optim.SGD); otherwise M starts at zero."""
 
@@ -138,14 +146,6 @@ class Momentum(Inner):
         M.add_(B, alpha=1.0 if self.copy_first and state["step"] == 1 else 1 - self.dampening)
         self.write(state, "momentum_buffer", M)
         return Move(M, None, lr, lr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plain(Inner):
-    """Gradient descent."""
-
-    def move(self, state: State, B: Tensor, lr: Rate) -> Move:  # noqa: ARG002
-        return Move(B, None, lr, lr)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,12 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
     coded_weights: ClassVar[bool] = False
     """Whether the method's weights are held in 8-bit codes (``int8_weights``); it also trains others."""
 
+    any_shape: ClassVar[bool] = False
+    """Whether groups with a rank may hold tensors of any shape; what is no matrix is one of a single row."""
+
+    fused: ClassVar[bool] = False
+    """Whether the method is one of updates inside the backward pass, where gradients do not accumulate (``per_layer``)."""
+
     inject: Injected | None = None
     """The one way to give a method its frame: a function (name of the parameter, steps made before this one) → frame, or None for the
     method's own choice. Asked at every refresh; the frame acts on the oriented gradient, whose projected dimension is the last."""
@@ -125,7 +131,7 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
         """As torch's, and checked: values in range, and matrices where there is a rank. A group that is refused is not added."""
         super().add_param_group(param_group)
         try:
-            check(type(self).__name__, self.param_groups[-1], self.choices)
+            check(type(self).__name__, self.param_groups[-1], self.choices, self.any_shape)
             if self.param_groups[-1]["rank"] is not None:
                 inner = self.rule(self.param_groups[-1]).inner
                 if self.param_groups[-1]["states"] == "8bit" and not isinstance(inner.storage, EightBit):
@@ -153,10 +159,14 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
     @torch.no_grad()
     def step_of(self, p: Tensor) -> None:
         """One step for one parameter."""
-        group = next(group for group in self.param_groups if any(p is other for other in group["params"]))
+        group = self.group_of(p)
         found = [member for member in self._taking_part(group) if member.p is p]
         refuse_unusable(type(self).__name__, found, "this parameter was not changed")
         self._advance_all(group, found)
+
+    def group_of(self, p: Tensor) -> dict[str, Any]:
+        """The group that holds p."""
+        return next(group for group in self.param_groups if any(p is other for other in group["params"]))
 
     def _taking_part(self, group: dict[str, Any]) -> list[Member]:
         """Who has a gradient and a step now."""
@@ -164,7 +174,8 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
 
     def _advance_all(self, group: dict[str, Any], found: list[Member]) -> None:
         rule = self.rule_of(group)
-        for bucket in buckets(found, group["foreach"] if rule.basis.batched and self.inject is None else False):
+        together = group["foreach"] if rule.basis.batched and self.inject is None else False
+        for bucket in buckets(found, together, rows=group["rank"] is not None):
             self._advance(group, rule, bucket)
 
     def _advance(self, group: dict[str, Any], rule: Rule, bucket: Bucket) -> None:

@@ -6,7 +6,7 @@ For m ≤ n (the larger dimension keeps its length, the smaller one is projected
     LDAdam mr + 2nr + mn · PLUMAGE, SpectralAdam mr + 2nr + r · Online Subspace Descent 3mr + 2nr · RSO mr + 2nr, with a pull mr + 3nr
     Grass 2nr + 2r and DCT-AdamW mn + 2nr + r, the r indices in 64 bits · Trion mn + r, likewise · Dion mn + mr · Muon mn · MoFaSGD (m + n + 1)r
     GradNormLoRP mr + 2nr + 2·rows · FOAM 2mn/2ˡ, whole blocks a row · Q-GaLore mr half bytes + 2nr bytes, and scales and zeros of the groups
-    GradLite mr + 2nr + mn/2 + 1 with m the rows and the residual in bfloat16
+    LOMO nothing · AdaLomo m + n · GradLite mr + 2nr + mn/2 + 1 with m the rows and the residual in bfloat16
     by turns: FRUGAL, LISA, BAdam 2mn, OwLore mr + 2nr for the share of matrices that have their turn; GUM mr + mn for the share q, mr + nr otherwise
     after a communication hook AdamW's, and with error feedback mn a worker; PowerSGD also (m + n)r
 
@@ -95,6 +95,8 @@ FORMULAS: dict[str, Formula] = {
     "lisa": Formula("2mn·γ/L", lambda s: 8 * s.entries, share=0.25),
     "owlore": Formula("(mr + 2nr)·γ/L", _frame_and_moments, share=0.25),
     "badam": Formula("2mn/L", lambda s: 8 * s.entries, share=0.25),
+    "lomo": Formula("0", lambda _: 0),
+    "adalomo": Formula("m + n", lambda s: 4 * (s.rows + s.columns)),
     "gradlite": Formula("mr + 2nr + mn/2 + 1", lambda s: 4 * (s.rows + 2 * s.columns) * s.rank + 2 * s.entries + 4),
     "powersgd": Formula("2mn + mn + (m + n)r", lambda s: 12 * s.entries + 4 * (s.rows + s.columns) * s.rank),
     "law_hook": Formula("2mn", lambda s: 8 * s.entries),

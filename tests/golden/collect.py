@@ -15,6 +15,7 @@ import numpy as np
 
 METHODS = ("galore", "golore", "flora", "fira", "apollo", "frugal", "ldadam", "coap", "osd", "qgalore")  # beginnings of their names
 METHODS += ("dct", "trion", "newtonschulz", "mofasgd", "dion", "torchmuon")
+ALSO = ("AdaLomo__fixedgrad__A",)  # of a method whose other runs are read in place (tests/optimizers/test_golden_lomo.py)
 WITHOUT = ("coap_adamw__ui2_rf3_grad30__24x40_r4",)  # the rule of another run, at 60 kB
 KEPT = (0, 5, 10, 11)  # steps whose weights are compared: the first, after two refreshes, the last
 DROPPED = ("M_last", "V_last", "limnorm", "state_dtype", "ef_after", "seed_after", "queue_last", "O_lowrank", "Q", "D")
@@ -30,7 +31,7 @@ def main(source: Path) -> None:
     for folder in ("one", "two"):
         for run in json.loads((source / folder / "index.json").read_text())["runs"]:
             name = run["file"].removesuffix(".npz")
-            if not run["method"].lower().startswith(METHODS) or name in WITHOUT:
+            if not (run["method"].lower().startswith(METHODS) or name in ALSO) or name in WITHOUT:
                 continue
             held = np.load(source / folder / run["file"])
             data = {

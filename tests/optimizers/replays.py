@@ -16,6 +16,7 @@ from torch import Tensor
 
 from optimizers import (
     COAP,
+    AdaLomo,
     Apollo,
     DCTAdamW,
     Dion,
@@ -198,6 +199,11 @@ def mofasgd(run: Run, h: dict[str, Any]) -> tuple[type[Subspace], dict[str, Any]
     return MoFaSGD, {"rank": run["rank"], "beta": h["beta"], "spectrum": spectrum, "largest": h["max_value"], "rest_scale": rest}
 
 
+def adalomo(run: Run, h: dict[str, Any]) -> tuple[type[Subspace], dict[str, Any]]:  # noqa: ARG001
+    assert h["eps"][0] == 1e-30 and h["decay_rate"] == -0.8
+    return AdaLomo, {"clip": h["clip_threshold"], "relative": h["eps"][1]}
+
+
 def dion(run: Run, h: dict[str, Any]) -> tuple[type[Subspace], dict[str, Any]]:
     side = "left" if "simple" in run["method"] else "larger"
     return Dion, {"rank": run["rank"], "mu": h["mu"], "side": side, "eps": h["epsilon"]}
@@ -219,6 +225,7 @@ OPTIONS: dict[str, Callable[[Run, dict[str, Any]], tuple[type[Subspace], dict[st
     "torchmuon": muon,
     "mofasgd": mofasgd,
     "dion": dion,
+    "adalomo": adalomo,
 }
 OURS = {"osd": "online_subspace", "qgalore": "q_galore", "dct": "dct_adamw", "torchmuon": "muon"}  # where the name is another
 LEFT_OUT = {

@@ -52,7 +52,7 @@ def test_replays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = [nn.Parameter(array(run, f"W0{suffix}")) for suffix in suffixes]
     gradients = [array(run, f"grads{suffix}") for suffix in suffixes]
     lrs = array(run, "lrs").tolist() if "lrs" in run["keys"] else [h["lr"]] * len(gradients[0])
-    optimizer = make(parameters, lr=lrs[0], **options, **({"weight_decay": h["weight_decay"]} if decays else {}))
+    optimizer = make(parameters, lr=lrs[0], **options, **({"weight_decay": h.get("weight_decay", 0.0)} if decays else {}))
     optimizer.param_groups[0]["initial_lr"] = lrs[0] if "lrs" not in run["keys"] else 0.01
     optimizer.inject = injected(run, gradients[0][0], array(run, f"W0{suffixes[0]}"))
     if method == "qgalore" and run["shape"][0] >= run["shape"][1]:
