@@ -71,14 +71,16 @@ class ErrorBasis(Keeper):
             m = D.shape[1]
             r = min(m, selection.rank_of(m, self.rank))
             start = torch.randn(m, r, generator=key.generator("errors", alike=True), dtype=exact.dtype, device=D.device)
-            self.U = orthonormalize(start)
+            self.U = orthonormalize(start).contiguous()
             steps = 2
         else:
             steps = 1
         if not bool((energy > 0) & torch.isfinite(energy)):
             return
         if not self.static:
-            self.U = directions.power(exact, self.U, steps=steps)
+            self.U = directions.power(
+                exact, self.U, steps=steps
+            ).contiguous()  # as a checkpoint gives it back: products round by the layout
         self.captured = (exact @ self.U).square().sum() / energy
 
     def visit(self, ids: Int[Tensor, " b"]) -> None:

@@ -38,19 +38,10 @@ NOT_IDENTITY = (
     "max_skipped",
     "save_model",
 )  # fields that say where and how loudly, not what
-LATER = {
-    "alpha": None,
-    "variant": "paper",
-    "other_lr": None,
-    "random_from": 0,
-    "layers": None,
-    "search": "grid",
-    "trials": 5,
-    "cost_steps": 0,
-    "data_sha256": "",
-    "fused": False,
-    "recompute": False,
-}  # fields that came later; at these values a run is what it was without them
+LATER = {  # fields that came later; at these values a run is what it was without them
+    "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
+    "data_sha256": "", "fused": False, "recompute": False,
+}  # fmt: skip
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

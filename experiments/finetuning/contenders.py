@@ -52,7 +52,8 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
     if forward:
         values |= {"warmup": 0.0, "final_lr": 1.0}
     values |= {"steps": steps, "sequences": sequences, "tests": 1, "seed": TUNING_SEED, **({"law": law} if law else {})}
-    return Tuning(method=method, lr=lr, **values, **{HOW[word]: True for word in how})
+    values |= {HOW[word]: True for word in how}
+    return Tuning(method=method, lr=lr, **values)
 
 
 def first(config: Config, label: str) -> list[float]:
