@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from optimizers import (
     FOAM,
     GUM,
     LISA,
+    LOMO,
     RSO,
+    AdaLomo,
     BAdam,
     DCTAdamW,
     Dion,
@@ -31,7 +34,9 @@ from optimizers import (
 from optimizers.dion import Iterate
 from optimizers.frames import ScaledColumns
 from optimizers.gum import Coin
+from optimizers.inner import Adafactor, Momentum
 from optimizers.learned import sketched_directions
+from optimizers.outputs import Lift
 from tests.optimizers import transcriptions_family as naive
 from tests.optimizers.test_transcriptions import EVERY, OURS, RANK, SHAPES, STEPS, compare, frames, ours, problem
 
@@ -299,3 +304,66 @@ def test_by_turns(shape: tuple[int, int], method: Any) -> None:
     Ws = naive.by_turns(W if wide else W.T, [G if wide else G.T for G in Gs], active, EVERY, adam=adam(), r=rank, alpha=alpha, **RULE)
     for t, (a, b) in enumerate(zip(mine, Ws, strict=True)):
         np.testing.assert_allclose(a, b if wide else b.T, rtol=0, atol=1e-9, err_msg=f"step {t}")
+
+
+# LOMO and AdaLomo
+
+FUSED = [
+    pytest.param(LOMO, naive.lomo, id="lomo", marks=pytest.mark.check("b", "lomo")),
+    pytest.param(AdaLomo, naive.adalomo, id="adalomo", marks=pytest.mark.check("b", "adalomo")),
+]
+
+
+def fused(kind: type[LOMO] | type[AdaLomo], rule: Any, W: np.ndarray, Gs: list[np.ndarray]) -> None:
+    """A gradient of thirty times the size among them, for a step that is clipped."""
+    Gs = [(30 if t == 20 else 1) * G for t, G in enumerate(Gs)]
+    for t, (a, b) in enumerate(zip(ours(lambda ps: kind(ps, lr=0.02, weight_decay=0.1), W, Gs, None), rule(W, Gs, **RULE), strict=True)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9, err_msg=f"step {t}")
+        assert np.abs(a - W).max() > 1e-6
+
+
+def of_both_sizes(kind: Any, rule: Any, shape: tuple[int, int]) -> None:
+    """Small weights begin below the least RMS."""
+    W, Gs = problem(shape)
+    for size in (1.0, 1e-4):
+        fused(kind, rule, size * W, Gs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind, rule", FUSED)
+def test_fused(kind: Any, rule: Any, shape: tuple[int, int]) -> None:
+    of_both_sizes(kind, rule, shape)
+
+
+@pytest.mark.parametrize("kind, rule", FUSED)
+def test_fused_of_a_vector(kind: Any, rule: Any) -> None:
+    W, Gs = problem((12, 20))
+    fused(kind, rule, W[0], [G[0] for G in Gs])
+
+
+MUTANTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "decay after the step": (LOMO, {"decay_last": True}),
+    "a step 0.1 % short": (LOMO, {"output": Lift(0.999)}),
+    "a momentum": (LOMO, {"inner": Momentum(beta=0.01)}),
+    "β₂ = 1 − t^−0.79": (AdaLomo, {"inner": Adafactor(decay=-0.79)}),
+    "no clipping": (AdaLomo, {"inner": Adafactor(clip=1e9)}),
+    "a first moment": (AdaLomo, {"inner": Adafactor(beta1=0.01)}),
+    "ε that is seen": (AdaLomo, {"inner": Adafactor(eps=1e-6)}),
+    "weights not measured": (AdaLomo, {"relative": None}),
+    "another least size of weights": (AdaLomo, {"relative": 1e-2}),
+    "decay of the new weights": (AdaLomo, {"decay_last": True}),
+    "the plain gradient": (AdaLomo, {"inner": Momentum(beta=0.0)}),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_another_rule_is_seen(name: str) -> None:
+    """By the comparison above, of one of its two problems at least."""
+    kind, wrong = MUTANTS[name]
+
+    class Mutant(kind):
+        def rule(self, group: dict[str, Any]) -> Any:
+            return replace(super().rule(group), **wrong)
+
+    with pytest.raises(AssertionError, match="step"):
+        of_both_sizes(Mutant, naive.lomo if kind is LOMO else naive.adalomo, (12, 20))

@@ -314,6 +314,38 @@ def gum(
     return out
 
 
+def lomo(W: Array, Gs: list[Array], *, lr: float, wd: float) -> list[Array]:
+    """2306.09782."""
+    out = []
+    for G in Gs:
+        W = (1 - lr * wd) * W - lr * G
+        out.append(W)
+    return out
+
+
+def adalomo(W: Array, Gs: list[Array], *, lr: float, wd: float) -> list[Array]:
+    """2310.10195, entry by entry of the factors; a vector keeps every square."""
+    R, C, V = np.zeros(W.shape[:1]), np.zeros(W.shape[-1:]), np.zeros_like(W)
+    out = []
+    for t, G in enumerate(Gs, 1):
+        b2 = 1 - t**-0.8
+        square = G**2 + 1e-30
+        if W.ndim == 2:
+            for i in range(len(R)):
+                R[i] = b2 * R[i] + (1 - b2) * square[i].mean()
+            for j in range(len(C)):
+                C[j] = b2 * C[j] + (1 - b2) * square[:, j].mean()
+            V = np.outer(R, C) / R.mean()
+        else:
+            V = b2 * V + (1 - b2) * square
+        U = G / np.sqrt(V)
+        U = U / max(1.0, math.sqrt((U**2).mean()))
+        rate = lr * max(1e-3, math.sqrt((W**2).mean()))
+        W = (1 - rate * wd) * W - rate * U
+        out.append(W)
+    return out
+
+
 def by_turns(
     W: Array, Gs: list[Array], active: Callable[[int], bool], refresh: int, *, lr: float, wd: float, adam: Adam, r: int | None, alpha: float
 ) -> list[Array]:
