@@ -29,7 +29,7 @@ test: $(READY)
 $(PEERS)/.ready: pyproject.toml $(READY)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])' \
 		| xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PEERS)
-	PYTHONPATH=$(PEERS) $(BIN)/python -c 'import apollo_torch, badam, bitsandbytes, fira, flora_opt, galore_torch, pytorch_optimizer, q_galore_torch'
+	PYTHONPATH=$(PEERS) $(BIN)/python -c 'import apollo_torch, badam, bitsandbytes, fira, flora_opt, galore_torch, lomo_optim, pytorch_optimizer, q_galore_torch'
 	PYTHONPATH=$(PEERS) $(BIN)/python -c 'from importlib.util import find_spec; assert find_spec("ista_daslab_optimizers")'
 	touch $@
 

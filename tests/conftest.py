@@ -30,6 +30,7 @@ PEERS = (  # of the published optimizers
     "flora-opt",
     "galore-torch",
     "ista-daslab-optimizers",
+    "lomo-optim",
     "pytorch-optimizer",
     "q-galore-torch",
     "torchao",
