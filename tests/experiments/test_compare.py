@@ -95,7 +95,7 @@ def test_what_the_presets_compare_overlaps_and_is_trained_once() -> None:
         "tiny-period": 88,
         "tiny-constant": 40,
         "9m": 24,
-        "optimizers": 90,  # the first three of five for each of 30
+        "optimizers": 96,  # the first three of five for each of 32
         "9m-optimizers": 36,
         "60m-optimizers": 36,
         "130m-optimizers": 36,
