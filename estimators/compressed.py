@@ -128,6 +128,7 @@ class CompressedLinear(nn.Module):
     compiled model runs this layer eagerly.
     """
 
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, keeper: Keeper, *, seed: int = 0, name: str = "") -> None:

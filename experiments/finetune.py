@@ -52,7 +52,7 @@ class Config:
     head: Head = "classifier"
     """classifier (a linear head), prompt (label words), response (loss on responses only)."""
     method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
-    """adamw, lora, relora, lowrank:LAW, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero."""
+    """adamw, lora, relora, lowrank:LAW, tokens:LAW, rad, wta_crs, velora, compact, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero."""
     k: int = 64
     """Training examples a class, and as many for validation; for responses: in all."""
     tests: int = 1000

@@ -29,7 +29,7 @@ from estimators.linear import LowRankLinear
 from experiments import pretrain, runs
 from experiments.training import classifiers, footprint, models
 from experiments.training.faked import CATEGORIES, Ledger, faked
-from experiments.training.methods import METHODS, LowRank, Projected
+from experiments.training.methods import METHODS, Compressed, LowRank, Projected
 from experiments.training.stepper import ForwardStepper, FusedStepper, Stepper, Task, language
 from optimizers import ZEROTH_ORDER, Subspace
 
@@ -50,10 +50,15 @@ CONTENDERS: dict[str, dict[str, Any]] = {  # name → settings of the training; 
     "haar_stiefel fused": {"method": "lowrank", "law": "haar_stiefel", "fused": True},
     "haar_stiefel fused recomputed": {"method": "lowrank", "law": "haar_stiefel", "fused": True, "checkpoint_activations": True},
     "spectral": {"method": "lowrank", "law": "spectral"},
+    "tokens": {"method": "tokens", "law": "coordinate"},
+    "tokens haar_stiefel": {"method": "tokens", "law": "haar_stiefel"},
     "galore fused": {"method": "galore", "fused": True},
     "lomo fused": {"method": "lomo", "fused": True},
+    "lomo fused recomputed": {"method": "lomo", "fused": True, "checkpoint_activations": True},
     "adalomo fused": {"method": "adalomo", "fused": True},
-    **{name: {"method": name} for name in METHODS if name not in ("adamw", "lora", "relora", "lowrank")},
+    "gradlite fused": {"method": "gradlite", "fused": True},
+    "gradlite fused recomputed": {"method": "gradlite", "fused": True, "checkpoint_activations": True},
+    **{name: {"method": name} for name in METHODS if name not in ("adamw", "lora", "relora", "lowrank", "tokens")},
     **{name: {"kind": kind} for name, kind in ZEROTH_ORDER.items()},
 }
 
@@ -253,6 +258,9 @@ def owned(made: Stepper | ForwardStepper) -> Iterator[tuple[str, Tensor]]:
             yield "gradients", p.grad
     for optimizer in made.optimizers:
         yield from _states(optimizer)
+    if isinstance(made, Stepper) and isinstance(made.method, Compressed):
+        keepers = (layer.keeper for layer in made.method.compression.layers.values())
+        yield from (("projector", t) for keeper in keepers for t in keeper.state_dict().values() if isinstance(t, Tensor))
     if isinstance(made, Stepper) and isinstance(made.method, LowRank):
         conversion = made.method.conversion
         yield from (("weights", W) for W in conversion.writer.masters.values())

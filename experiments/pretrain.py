@@ -34,7 +34,8 @@ def main(config: Config) -> runs.Run:
 
 def opened(config: Config) -> runs.Run:
     """The run directory of this configuration, begun if it is new."""
-    return runs.start("pretrain", f"{config.model}-{config.law if config.method == 'lowrank' else config.method}", config)
+    named = {"lowrank": config.law, "tokens": f"tokens-{config.law}"}.get(config.method, config.method)
+    return runs.start("pretrain", f"{config.model}-{named}", config)
 
 
 if __name__ == "__main__":

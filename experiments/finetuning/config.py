@@ -13,6 +13,7 @@ from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
 Head = Literal["classifier", "prompt", "response"]
 KNOWN = (*METHODS, *ZEROTH_ORDER)
+WITH_LAWS = ("lowrank", "lowrank_lr", "tokens")  # methods that read ``law``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class Tuning(Options):
     length: int = 64
     """Tokens a text is cut to."""
     method: str = "adamw"
-    """adamw, lora, relora, lowrank (LowRank-IPA), an optimizer in a frame, or lowrank_lr, mezo, lozo, subzero (forward passes only)."""
+    """adamw, lora, relora, lowrank (LowRank-IPA), compact, tokens, rad, wta_crs, velora, an optimizer in a frame, or with forward passes only
+    lowrank_lr, mezo, lozo, subzero."""
     rank: int | float = 8
     """r of every layer, or a fraction of n."""
     refresh_every: int = 20

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from estimators import LAWS
 from experiments.comparison import search
-from experiments.finetuning.config import Tuning
+from experiments.finetuning.config import WITH_LAWS, Tuning
 from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ FORWARDS = ("lowrank_lr:haar_stiefel", "mezo", "lozo", "subzero")
 EVERY = (
     *("adamw", "lora", "relora"),
     *(f"lowrank:{law}" for law in LAWS),
+    *(f"tokens:{law}" for law in LAWS),
+    *("rad", "wta_crs", "velora", "compact"),
     *OPTIMIZERS,
     *(f"lowrank_lr:{law}" for law in DRAWN),
     *(name for name in ZEROTH_ORDER if name != "lowrank_lr"),
@@ -41,8 +43,8 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
     method, _, law = name.partition(":")
     if how and method in ZEROTH_ORDER:
         raise ValueError(f"method {label!r}: without a backward pass nothing is recomputed or fused")
-    if law and method not in ("lowrank", "lowrank_lr"):
-        raise ValueError(f"method {label!r}: only lowrank and lowrank_lr have laws")
+    if law and method not in WITH_LAWS:
+        raise ValueError(f"method {label!r}: only {', '.join(WITH_LAWS[:-1])} and {WITH_LAWS[-1]} have laws")
     if method == "lowrank_lr" and law and law in LAWS and LAWS[law].fitted:
         raise ValueError(f"method {label!r}: forward passes show no gradient to fit a law to; known are {', '.join(DRAWN)}")
     same = {field.name for field in fields(Tuning)} & {field.name for field in fields(config)} - VARIES

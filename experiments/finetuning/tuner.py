@@ -20,7 +20,7 @@ from estimators import keyed, selection
 from estimators.selection import HEADS
 from experiments import runs
 from experiments.finetuning import instructions, pretrained
-from experiments.finetuning.config import Tuning
+from experiments.finetuning.config import WITH_LAWS, Tuning
 from experiments.finetuning.objectives import Classifier, Objective, Prompt, Response
 from experiments.finetuning.ways import Differences, Gradients
 from experiments.text import labelled
@@ -73,7 +73,10 @@ class Tuner:
         """One step; its row."""
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
         begun = time.perf_counter()
-        batch = self.objective.batch([self.items[0][place] for place in self._places()])
+        places = self._places()
+        batch = self.objective.batch([self.items[0][place] for place in places])
+        if isinstance(self.way, Gradients):
+            self.way.method.visit(torch.tensor(places))
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(keyed.generator(config.seed, "dropout", self.step).initial_seed() % 2**63)
             row = self.way.step(batch, factor)
@@ -191,7 +194,7 @@ def local_sha256(task: str, folder: Path | None) -> str:
 
 def opened(config: Tuning) -> runs.Run:
     """The run directory of this configuration, begun if it is new."""
-    law = f"-{config.law}" if config.method in ("lowrank", "lowrank_lr") else ""
+    law = f"-{config.law}" if config.method in WITH_LAWS else ""
     place = "".join(c if c.isalnum() else "_" for c in f"{config.model}-{config.task}".replace("/", "-"))
     return runs.start("tuning", f"{place}-{config.method}{law}", config)
 

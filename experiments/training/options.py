@@ -19,11 +19,12 @@ class Options:
     """Of a training by one method."""
 
     method: str = "lowrank"
-    """lowrank (LowRank-IPA), adamw (every weight), lora, relora, or an optimizer of `lowrank optimizers`: galore, golore, flora, …"""
+    """lowrank (LowRank-IPA), adamw (every weight), lora, relora, compact, an estimate from a compressed input
+    (tokens, rad, wta_crs, velora), or an optimizer of `lowrank optimizers`: galore, golore, flora, …"""
     law: str = "haar_stiefel"
     """Law of V, a name from LAWS."""
     rank: int | float = 0.25
-    """r of every layer; a fraction in (0, 1) is r/n of each layer."""
+    """r of every layer; a fraction in (0, 1) is r/n of each layer (tokens, wta_crs: of the tokens of its input; velora: groups of features)."""
     c: float = 1.0
     """Isotropy constant: E[VVᵀ] = cI. Under Adam it scales the step of the projected layers by √c relative to the other weights."""
     refresh_every: int = 200

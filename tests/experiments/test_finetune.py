@@ -117,7 +117,7 @@ def test_every_preset_names_contenders_that_exist() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": ("adamw:gaussian",)}, "only lowrank and lowrank_lr have laws"),
+        ({"method": ("adamw:gaussian",)}, "only lowrank, lowrank_lr and tokens have laws"),
         ({"method": ("lowrank_lr:spectral",)}, "forward passes show no gradient"),
         ({"method": ("lowrank:normal",)}, "unknown law 'normal'"),
         ({"method": ()}, "nothing to compare"),

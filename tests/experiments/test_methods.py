@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from estimators import LowRankLinear, keyed
+from estimators import CompressedLinear, LowRankLinear, keyed
 from experiments import pretrain, runs
 from experiments.training import models
 from experiments.training.methods import METHODS, Lora, LowRank, Method, Projected, ReLora
@@ -56,7 +56,7 @@ def test_matrices_and_others_are_all_that_is_trained(name: str) -> None:
     assert len(mine) == len(matrices) and len(rest) == len(others) and not mine & rest
     assert mine | rest == {id(p) for p in model.parameters() if p.requires_grad}
     named = {id(p): name for name, p in model.named_parameters()}
-    kinds = {"lowrank": ("B",), "lora": ("lora_A", "lora_B")}.get(name.removeprefix("re"), ("weight",))
+    kinds = {"lowrank": ("B",), "compact": ("B",), "lora": ("lora_A", "lora_B")}.get(name.removeprefix("re"), ("weight",))
     assert all(any(kind in named[id(p)].split(".") for kind in kinds) for p in matrices)
     assert len(matrices) == 28 * len(kinds) and all(".layers." in named[id(p)] and "layernorm" not in named[id(p)] for p in matrices)
     plain = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"}
@@ -76,7 +76,9 @@ def test_all_begin_and_end_as_the_same_function(name: str) -> None:
     end = method.finalize()
     assert end is model and list(model.state_dict()) == list(models.build("tiny", 0).state_dict())
     assert all(type(layer) is nn.Linear for layer in model.modules() if isinstance(layer, nn.Linear))
-    assert not any(isinstance(layer, LowRankLinear) for layer in model.modules()) and all(p.requires_grad for p in model.parameters())
+    assert not any(isinstance(layer, LowRankLinear | CompressedLinear) for layer in model.modules()) and all(
+        p.requires_grad for p in model.parameters()
+    )
     torch.testing.assert_close(logits(model), trained, rtol=0, atol=2e-5)
 
 

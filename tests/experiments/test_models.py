@@ -61,7 +61,7 @@ def test_facts_count_what_is_trained(method: str, tmp_path: Path) -> None:
     # of each m×n layer: B is m×32, or m×88 where n = 352; A is as large as V, which is not trained
     B = 4 * (4 * 128 * 32 + 2 * 352 * 32 + 128 * 88)
     A = 4 * (4 * 128 * 32 + 2 * 128 * 32 + 352 * 88)
-    trained = {"lowrank": B, "lora": A + B, "relora": A + B}.get(method, linear)  # all others train the weights themselves
+    trained = {"lowrank": B, "compact": B, "lora": A + B, "relora": A + B}.get(method, linear)  # all others train the weights themselves
     touched = 0.0 if method == "adamw" else linear / (embeddings + linear + norms)
     assert facts["matrix_parameters"] == trained and facts["trained_parameters"] == trained + embeddings + norms
     assert facts["touched_share"] == pytest.approx(touched, abs=1e-12)

@@ -84,6 +84,12 @@ def dies(config: pretrain.Config, at: int, monkeypatch: pytest.MonkeyPatch) -> P
         {"precision": "bf16_weights", "lift": "stochastic", "lift_every": 3},
         {"precision": "bf16_weights", "optimizer": "adamw8bit", "state": "row_scale"},
         {"law": "top_svd", "precision": "bf16", "checkpoint_activations": True, "store": False},
+        {"method": "tokens", "law": "coordinate", "accumulate": 2},
+        {"method": "tokens", "law": "spectral", "checkpoint_activations": True},
+        {"method": "rad", "precision": "bf16"},
+        {"method": "wta_crs"},
+        {"method": "velora", "weight_decay": 0.1},
+        {"method": "compact", "refresh_every": 3},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,10 +15,11 @@ class LowRank(Method):
     """LowRank-IPA: ``estimators.convert``."""
 
     needs = ("law", "rank", "c", "lift_every", "refresh_every", "state", "lift", "store", "keep", "basis_every", "online")
+    fixed: ClassVar[dict[str, Any]] = {}  # what the method chooses itself
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
-        self.handle = handle = convert(model, seed=settings.seed, **{name: getattr(settings, name) for name in self.needs})
+        self.handle = handle = convert(model, seed=settings.seed, **{name: getattr(settings, name) for name in self.needs}, **self.fixed)
         self.conversion, self.left_alone, self.touched_share = handle, handle.left_alone, handle.touched_share
 
     def matrices(self) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ import abc
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from estimators import selection
 from estimators.convert import Conversion
@@ -70,6 +70,10 @@ class Method(abc.ABC):
         """Called once after every optimizer step with the optimizer of ``matrices`` and the factor 1 − ηλ of this step."""
         del optimizer, decay
         self.steps += 1
+
+    def visit(self, ids: Tensor) -> None:
+        """Which samples the next forward pass has, (B,) integers, where the loop knows; for methods that remember samples."""
+        del ids
 
     def lr_factor(self, step: int) -> float:
         """What the method does to the learning rate of ``matrices`` at this step, beside the common schedule."""
