@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -117,7 +117,7 @@ class _Product(torch.autograd.Function):
 
 def storage_bytes(tensors: tuple[Tensor, ...]) -> int:
     """Bytes that these tensors keep alive: whole storages, each once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 class CompressedLinear(nn.Module):
@@ -134,7 +134,7 @@ class CompressedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, keeper: Keeper, *, seed: int = 0, name: str = "") -> None:
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias = cast(nn.Parameter, linear.weight), linear.bias
         self.keeper, self.seed, self.name = keeper, seed, name
         self.index = self.calls = self.saved_bytes = 0
 

@@ -65,7 +65,7 @@ class Config(Options):
         if not 2 <= self.length <= limit:
             raise ValueError(f"length must be between 2 and the model's {limit}, got {self.length}")
         width = max(models.PRESETS[self.model][name] for name in ("hidden_size", "intermediate_size"))
-        if self.method != "adamw" and self.rank >= width:
+        if self.method != "adamw" and METHODS[self.method].narrow and self.rank >= width:
             raise ValueError(f"rank={self.rank} must be below the width {width} of {self.model}")
 
 

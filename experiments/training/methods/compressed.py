@@ -58,6 +58,7 @@ class Tokens(Compressed):
     """A law on the tokens."""
 
     needs = ("law", "rank")
+    narrow = False
 
     def keeper(self, linear: nn.Linear) -> Keeper:
         del linear
@@ -74,6 +75,8 @@ class RAD(Compressed):
 
 class WinnersTakeAll(Compressed):
     """WTA-CRS."""
+
+    narrow = False
 
     def keeper(self, linear: nn.Linear) -> Keeper:
         del linear

@@ -50,6 +50,7 @@ class Method(abc.ABC):
 
     handle: Conversion | None = None
     needs: ClassVar[tuple[str, ...]] = ()  # fields that only this method reads
+    narrow: ClassVar[bool] = True  # its rank is of features, below the width of the model
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.model, self.settings = model, settings
