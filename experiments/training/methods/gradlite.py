@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from estimators import processes, selection
-from estimators.compressed import Compression, Keeper, compress
+from estimators.compressed import Keeper
 from estimators.error_basis import ErrorBasis, Inputs
 from estimators.on_features import LawOnFeatures
-from experiments.training.methods.method import Settings
+from experiments.training.methods.compressed import Compressed
 from experiments.training.methods.projected import Projected
 from optimizers import GradLite, Subspace
 from optimizers.frames import Dense, Frame
@@ -24,24 +24,21 @@ if TYPE_CHECKING:
     from experiments.training.options import Options
 
 
-class LowRankJacobian(Projected):
+class LowRankJacobian(Compressed, Projected):
     """Compressed linear layers under ``GradLite``."""
 
     kind = GradLite
     options: ClassVar[dict[str, str]] = {"rank": "rank"}
-    needs = ("rank",)
     static: ClassVar[bool] = False
     whole: ClassVar[bool] = False  # whether all of X is kept
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        super().__init__(model, settings)  # whose layers are those that are replaced: their parameters stay the same
-        self.compression: Compression = compress(model, keeper=self._keeper, seed=settings.seed)
-        self.left_alone = self.compression.left_alone
-
-    def _keeper(self, linear: nn.Linear) -> Keeper:
+    def keeper(self, linear: nn.Linear) -> Keeper:
         rank = self.settings.rank
         inputs = Inputs() if self.whole else LawOnFeatures("haar_stiefel", rank)
         return ErrorBasis(inputs, selection.rank_of(linear.out_features, rank), static=self.static)
+
+    def matrices(self) -> list[nn.Parameter]:
+        return Projected.matrices(self)  # of the layers that were replaced, whose parameters are the same
 
     def updates(self, config: Options) -> Subspace:
         optimizer = super().updates(config)
@@ -56,20 +53,9 @@ class LowRankJacobian(Projected):
             return None
         return Dense(layer.keeper.U)
 
-    def after_step(self, optimizer: Any, decay: float) -> None:
-        super().after_step(optimizer, decay)
-        self.compression.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"compression": self.compression.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.compression.load_state_dict(state["compression"])
-
     def finalize(self) -> nn.Module:
-        self.compression.finalize()
-        return super().finalize()
+        super().finalize()
+        return Projected.finalize(self)
 
     def observed(self) -> dict[str, float]:
         """``captured``: mean of ‖ΔU‖²/‖Δ‖² over the layers, of the last backward pass."""
