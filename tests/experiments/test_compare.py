@@ -96,7 +96,7 @@ def test_what_the_presets_compare_overlaps_and_is_trained_once() -> None:
         "tiny-constant": 40,
         "9m": 24,
         "optimizers": 96,  # the first three of five for each of 32
-        "9m-optimizers": 36,
+        "9m-optimizers": 96,
         "60m-optimizers": 36,
         "130m-optimizers": 36,
         "smoke": 3,

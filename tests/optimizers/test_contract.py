@@ -339,7 +339,7 @@ def test_wrong_arguments_say_what_is_wrong() -> None:
         GaLore([parameter((7,))], rank=4)
     with pytest.raises(ValueError, match=r"Frugal\(part='svds'\): unknown, known are blocks"):
         OPTIMIZERS["frugal"]([p], part="svds")
-    for method in ("trion", "dion", "mofasgd"):
+    for method in ("trion", "dion", "mofasgd", "lomo", "adalomo"):
         with pytest.raises(ValueError, match=r"\(states='8bit'\): what this method keeps is not kept in 8 bits"):
             OPTIMIZERS[method]([p], rank=4, states="8bit")
     with pytest.raises(TypeError, match=r"GaLore\(ranks\): unknown option, known are basis, beta1, betas"):
