@@ -292,6 +292,34 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         first.square().sum().backward()
 
 
+def test_a_compiled_model_makes_the_same_draws() -> None:
+    torch._dynamo.reset()
+    X, grads = tensor(T, N), []
+    for compiled in (False, True):
+        made = model()
+        compress(made, keeper=lambda _: LawOnTokens("haar_stiefel", R))
+        (torch.compile(made, backend="aot_eager") if compiled else made)(X).square().sum().backward()
+        grads.append([p.grad for p in made.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+class KeyOfTheFirstPass(LawOnTokens):
+    """As if the key had stayed an attribute of the first pass."""
+
+    def gradient(self, kept: tuple[Tensor, ...], D: Tensor, key: Key) -> Tensor:
+        return super().gradient(kept, D, Key(key.seed, key.name, key.index, 0, key.device, key.process))
+
+
+def test_recomputation_under_the_key_of_the_first_pass_is_seen() -> None:
+    X, D = tensor(T, N), tensor(T, M, seed=7)
+    for rule, right in ((LawOnTokens, True), (KeyOfTheFirstPass, False)):
+        layer = make(lambda: rule("gaussian", R))
+        checkpoint(layer, X.clone().requires_grad_(), use_reentrant=False).backward(D)  # pyright: ignore[reportOptionalMemberAccess]
+        expected = estimated(RULES["tokens gaussian"], X, D, key(1))
+        assert layer.weight.grad is not None and torch.allclose(layer.weight.grad, expected) is right
+
+
 class Halved(LawOnTokens):
     """Propagates half of the error."""
 
