@@ -95,8 +95,8 @@ def test_what_the_presets_compare_overlaps_and_is_trained_once() -> None:
         "tiny-period": 88,
         "tiny-constant": 40,
         "9m": 24,
-        "optimizers": 96,  # the first three of five for each of 32
-        "9m-optimizers": 96,
+        "optimizers": 99,  # the first three of five for each of 33
+        "9m-optimizers": 99,
         "60m-optimizers": 36,
         "130m-optimizers": 36,
         "smoke": 3,
