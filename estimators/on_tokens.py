@@ -3,7 +3,8 @@
 Unbiased because V is drawn after X and without Δ, from E[VVᵀ | X] = I: E[ΔᵀVVᵀX | X, Δ] = ΔᵀX. Laws that do not look at the data draw V again
 from its key in the backward pass and save VᵀX alone. The spectral law takes its directions and σ from X = UΣHᵀ: V = UV′ with E[V′V′ᵀ] = I
 gives E[VVᵀ | X] = UUᵀ, not I, and UUᵀX = X; that U belongs to this very X costs nothing, since Δ is a fixed function of the batch
-that does not know V. There V (T×r) is saved too, and the estimate is that of the same directions on the features, ΔᵀX·HV′V′ᵀHᵀ.
+that does not know V. There V (T×r) is saved too, so r must be far below n to save anything, and the estimate is that of the same directions on
+the features, ΔᵀX·HV′V′ᵀHᵀ; r ≥ n is exact.
 Biased: ``top_svd`` (the best rank-r approximation of X) and ``fixed_basis`` (the first r tokens).
 Variance: theory/mse.py ``tokens``; column-row sampling is the coordinate laws, of which rows of X are kept and no V is formed.
 Reference: Drineas, Kannan & Mahoney (2006); sampling of activations in RAD, arXiv 2007.10412.
