@@ -10,6 +10,8 @@ learning rate.
     lowrank finetune every                  the same for every method there is
     lowrank finetune smollm2                SmolLM2-135M with a new head
     lowrank finetune instructions --task FILE.jsonl   SmolLM2-135M on prompts and responses; dolly: the full set
+    lowrank finetune backward               what the backward pass keeps and when it updates: LOMO, GradLite and its ablations
+    lowrank finetune backward-instructions --task FILE.jsonl   the same with SmolLM2-135M
     lowrank finetune roberta                RoBERTa-large from the hub, SST-2 by prompts, k = 16, 100 000 steps of forward passes: for a GPU
     lowrank finetune --model FOLDER --task FOLDER --method adamw lowrank:spectral --k 32
 
@@ -29,7 +31,7 @@ from experiments import runs
 from experiments.comparison import grid, outcomes, search
 from experiments.finetuning import summary, tuner
 from experiments.finetuning.config import Head
-from experiments.finetuning.contenders import EVERY, FORWARDS, LEADING, TUNING_SEED, VARIED, first, trial
+from experiments.finetuning.contenders import BACKWARD, EVERY, FORWARDS, LEADING, TUNING_SEED, VARIED, first, trial
 from experiments.training.options import Optimizer, Precision
 
 PROTOCOL = (13, 21, 42, 87, 100)  # seeds of 2305.17333
@@ -52,7 +54,8 @@ class Config:
     head: Head = "classifier"
     """classifier (a linear head), prompt (label words), response (loss on responses only)."""
     method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
-    """adamw, lora, relora, lowrank:LAW, tokens:LAW, rad, wta_crs, velora, compact, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero."""
+    """adamw, lora, relora, lowrank:LAW, tokens:LAW, rad, wta_crs, velora, compact, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero;
+    with +recomputed the blocks are computed again in the backward pass, with +fused updates are made inside it."""
     k: int = 64
     """Training examples a class, and as many for validation; for responses: in all."""
     tests: int = 1000
@@ -137,6 +140,11 @@ PRESETS = {
     "instructions": Config(
         name="instructions", model="smollm2", task="dolly", head="response", method=("adamw", "lora", "lowrank:haar_stiefel"), k=1000, length=256,
         seed=(13,), steps=200, lr=3e-5,
+    ),
+    "backward": Config(name="backward", method=BACKWARD, seed=PROTOCOL[:3]),
+    "backward-instructions": Config(
+        name="backward-instructions", model="smollm2", task="dolly", head="response", method=BACKWARD, k=1000, length=256,
+        seed=PROTOCOL[:3], trials=3, steps=200, lr=3e-5,
     ),
     "roberta": Config(
         name="roberta-sst2", model="FacebookAI/roberta-large", task="sst2", head="prompt", method=("adamw", "lora", *FORWARDS), k=16, length=128,

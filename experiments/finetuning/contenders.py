@@ -23,6 +23,10 @@ VARIES = {"method", "lr", "seed", "tests", "steps", "sequences"}  # between the 
 DRAWN = tuple(name for name, law in LAWS.items() if not law.fitted)  # laws without a gradient to look at
 LEADING = ("galore", "ldadam", "muon")  # some in a frame
 VARIED = ("adamw", "lora", "lowrank:haar_stiefel", "lowrank:gaussian", "lowrank:coordinate", "lowrank:spectral")
+BACKWARD = (  # what the backward pass keeps and when it updates, GradLite's published ablations among them
+    *("adamw", "adamw+recomputed", "galore", "lomo+fused", "gradlite+fused"),
+    *("gradlite_no_feedback+fused", "gradlite_static+fused"),
+)
 FORWARDS = ("lowrank_lr:haar_stiefel", "mezo", "lozo", "subzero")
 EVERY = (
     *("adamw", "lora", "relora"),

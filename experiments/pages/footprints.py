@@ -45,7 +45,9 @@ def lines(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 def verdict(row: dict[str, Any]) -> str:
     """Whether a target holds, and what the peak is made of."""
     says = "holds" if row["holds"] in (True, "True") else "missed"
-    return f"{row['name']}: {row['ratio']:.2f}× of full AdamW, at most {row['target']:.2f}×: {says}; {row['of']}"
+    reference = row.get("reference", FULL)  # earlier results were all of full AdamW
+    whom = "full AdamW" if reference == FULL else f"full {reference.replace('adamw', 'AdamW,')}"
+    return f"{row['name']}: {row['ratio']:.2f}× of {whom}, at most {row['target']:.2f}×: {says}; {row['of']}"
 
 
 def markdown(results: Path = RESULTS) -> str:
@@ -62,7 +64,7 @@ def markdown(results: Path = RESULTS) -> str:
     if "target" in kinds:
         text += [
             "",
-            "Targets, with the shares of AdamW's peak that make up each:",
+            "Targets, with the shares of the reference's peak that make up each:",
             "",
             *(f"- {verdict(row)}." for row in records(kinds["target"])),
         ]
