@@ -10,6 +10,7 @@ torch.Size([100, 256, 32])
 from estimators.compressed import CompressedLinear, Compression, Keeper, Key, compress
 from estimators.convert import Conversion, convert
 from estimators.coordinate import Coordinate, CoordinateReplacement
+from estimators.error_basis import ErrorBasis, Inputs
 from estimators.gaussian import Gaussian
 from estimators.haar_stiefel import HaarStiefel
 from estimators.ipa import ipa
@@ -51,11 +52,13 @@ __all__ = [
     "Conversion",
     "Coordinate",
     "CoordinateReplacement",
+    "ErrorBasis",
     "Estimate",
     "FixedBasis",
     "Gaussian",
     "HaarStiefel",
     "Hadamard",
+    "Inputs",
     "Keeper",
     "Key",
     "Law",

@@ -1,6 +1,7 @@
 """GradLite's layer: r directions U that the error signals Δ lie in, followed from batch to batch, beside a rule for what is kept of X.
 
-    U ← orth(ΔᵀΔU), one step of orthogonal iteration a backward pass; from a Haar frame, two, the first time; ``static``: that frame for good
+    U ← orth(ΔᵀΔU), one step of orthogonal iteration an optimizer step, from the first backward pass in it; two from a Haar frame at the start;
+    ``static``: that frame for good
 
 ΔUUᵀ is the best approximation of Δ in these directions as U settles; with it the gradient of the weight is UUᵀ(ΔᵀX), a low-rank Jacobian
 (arXiv 2510.22467). The layer itself gives the whole estimate of ΔᵀX, as ``inputs`` has it (``Inputs``: exact; a law on the features: XV is kept,
@@ -46,6 +47,7 @@ class ErrorBasis(Keeper):
         self.unbiased = inputs.unbiased
         self.U: Tensor | None = None
         self.captured: Tensor | None = None
+        self._last: int | None = None  # step that U was moved in
 
     def __repr__(self) -> str:
         return f"ErrorBasis({self.inputs!r}, rank={self.rank}, static={self.static}, propagate={self.propagate})"
@@ -54,7 +56,9 @@ class ErrorBasis(Keeper):
         return self.inputs.keep(X, key)
 
     def gradient(self, kept: tuple[Tensor, ...], D: Float[Tensor, "t m"], key: Key) -> Float[Tensor, "m n"]:
-        self._follow(D, key)
+        if key.index != self._last:  # once a step, also where clipping takes two passes
+            self._last = key.index
+            self._follow(D, key)
         return self.inputs.gradient(kept, D, key)
 
     def error(self, D: Float[Tensor, "t m"]) -> Float[Tensor, "t m"]:

@@ -12,7 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from estimators import LAWS, WTACRS, CompressedLinear, Keeper, Key, LawOnFeatures, LawOnTokens, VeLoRA, compress, estimate, tokens
+from estimators import (
+    LAWS,
+    WTACRS,
+    CompressedLinear,
+    ErrorBasis,
+    Inputs,
+    Keeper,
+    Key,
+    LawOnFeatures,
+    LawOnTokens,
+    VeLoRA,
+    compress,
+    estimate,
+    tokens,
+)
 
 T, M, N, R = 10, 5, 8, 3
 CPU = torch.device("cpu")
@@ -23,6 +37,8 @@ RULES: dict[str, Rule] = {
     "wta_crs": lambda: WTACRS(R),
     "wta_crs variance": lambda: WTACRS(R, criterion="variance"),
     "velora": lambda: VeLoRA(4),
+    "errors inputs": lambda: ErrorBasis(Inputs(), 2),
+    "errors haar_stiefel": lambda: ErrorBasis(LawOnFeatures("haar_stiefel", R), 2),
 }
 ORTHOGONAL = ("haar_stiefel", "coordinate", "dct", "hadamard", "spectral")  # exact at full rank
 EXACT: dict[str, Rule] = {
@@ -31,6 +47,7 @@ EXACT: dict[str, Rule] = {
     "tokens spectral, as many as features": lambda: LawOnTokens("spectral", N),
     "wta_crs": lambda: WTACRS(1000),
     "velora": lambda: VeLoRA(N),
+    "errors inputs": lambda: ErrorBasis(Inputs(), 2),
 }
 
 
@@ -124,7 +141,7 @@ def test_tokens_differ_between_processes_and_features_do_not() -> None:
         assert torch.equal(one, other) is alike
 
 
-DRAWN = [name for name in RULES if "top_svd" not in name and "fixed_basis" not in name and name != "velora"]
+DRAWN = [name for name in RULES if "top_svd" not in name and "fixed_basis" not in name and name not in ("velora", "errors inputs")]
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -189,6 +206,8 @@ def formula(name: str, t: int, dtype: torch.dtype) -> int:
         return 16 + (t * 4 + N // 4) * dtype.itemsize
     if axis == "wta_crs":
         return 16 + R * (N * dtype.itemsize + 8)
+    if name == "errors inputs":
+        return 16 + t * N * dtype.itemsize
     numbers = R * N if axis == "tokens" else t * R
     return 16 + dtype.itemsize * (numbers + (R * (t if axis == "tokens" else N) if LAWS[law].fitted else 0))
 
