@@ -49,8 +49,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_named_and_counted(clip: float,
     made = trainer(method="lomo", fused=True, clip=clip, steps=8)
     made._step()
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
-    middle: Any = made.model.model.layers[1].mlp.down_proj
-    handle = middle.weight.register_hook(lambda G: G * float("nan"))
+    middle = made.model.get_parameter("model.layers.1.mlp.down_proj.weight")
+    handle = middle.register_hook(lambda G: G * float("nan"))
     row = made._step()
     handle.remove()
     assert row["kind"] == "skip" and "model.layers.1.mlp.down_proj.weight is NaN" in row["where"] and made.skipped == 1
