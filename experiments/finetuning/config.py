@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from estimators.writing import Lift
-from experiments.training.methods import METHODS
+from experiments.training.methods import METHODS, Projected
 from experiments.training.options import Options
-from optimizers import OPTIMIZERS, ZEROTH_ORDER
+from optimizers import ZEROTH_ORDER
 
 Head = Literal["classifier", "prompt", "response"]
 KNOWN = (*METHODS, *ZEROTH_ORDER)
@@ -80,7 +80,7 @@ class Tuning(Options):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.epsilon < float("inf"):
             raise ValueError(f"epsilon must be positive and finite, got {self.epsilon}")
-        if self.method in OPTIMIZERS and self.optimizer not in ("adamw", "adamw8bit"):
+        if issubclass(METHODS.get(self.method, object), Projected) and self.optimizer not in ("adamw", "adamw8bit"):
             raise ValueError(f"method={self.method} has its own update; --optimizer adamw8bit keeps its states in 8 bits")
         if self.length < 4:
             raise ValueError(f"length must be at least 4 tokens, got {self.length}")

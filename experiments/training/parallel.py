@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from estimators import processes
 from experiments.runs import WrongInput
-from optimizers import OPTIMIZERS
+from experiments.training.methods import METHODS, Projected
 
 PATIENCE = timedelta(hours=1)  # while process 0 builds tokens or writes a checkpoint
 
@@ -70,7 +70,7 @@ def check(config: Config, size: int) -> None:
         return
     if config.precision == "bf16_weights" and config.method != "adamw":
         raise WrongInput("bf16_weights has float32 factors beside its weights, which fully_shard does not take; use bf16, or --shard ddp")
-    if config.method in OPTIMIZERS:
+    if issubclass(METHODS[config.method], Projected):
         raise WrongInput(
             f"the projector of {config.method} needs whole gradients, which no process has under fsdp; use --shard ddp, or lowrank"
         )
