@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from estimators import LAWS
 from experiments.comparison import search
 from experiments.finetuning.config import WITH_LAWS, Tuning
+from experiments.training.methods.gradlite import VARIANTS
 from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ EVERY = (
     *(f"tokens:{law}" for law in LAWS),
     *("rad", "wta_crs", "velora", "compact"),
     *OPTIMIZERS,
+    *(name for name in VARIANTS if name not in OPTIMIZERS),
     *(f"lowrank_lr:{law}" for law in DRAWN),
     *(name for name in ZEROTH_ORDER if name != "lowrank_lr"),
 )

@@ -20,7 +20,8 @@ from experiments.pages.page import figure, records, table
 from experiments.publish import RESULTS
 from optimizers import ZEROTH_ORDER
 
-COMMITTED = ("minilm-rotten-tomatoes", "smollm2", "instructions", "backward", "backward-instructions")  # the first is what `lowrank finetune` alone does
+# the first is what `lowrank finetune` alone does
+COMMITTED = ("minilm-rotten-tomatoes", "smollm2", "instructions", "backward", "backward-instructions")
 KINDS = ("trial", "tested", "paired", "peak")
 
 

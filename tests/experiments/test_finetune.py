@@ -107,17 +107,20 @@ def test_a_training_that_diverges_is_an_outcome(small: finetune.Config) -> None:
 
 
 def test_every_preset_names_contenders_that_exist() -> None:
-    assert {label.partition(":")[0] for label in contenders.EVERY} == set(KNOWN)
+    method = lambda label: label.split("+")[0].partition(":")[0]  # noqa: E731
+    assert {method(label) for label in contenders.EVERY} == set(KNOWN)
     for config in finetune.PRESETS.values():
         for label in config.method:
             rates = contenders.first(config, label)
-            assert len(set(rates)) == 3 and contenders.trial(config, label, rates[0]).method == label.partition(":")[0]
+            assert len(set(rates)) == 3 and contenders.trial(config, label, rates[0]).method == method(label)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"method": ("adamw:gaussian",)}, "only lowrank, lowrank_lr and tokens have laws"),
+        ({"method": ("adamw+quick",)}, "'adamw\\+quick': unknown quick, known are recomputed, fused"),
+        ({"method": ("mezo+recomputed",)}, "without a backward pass nothing is recomputed or fused"),
         ({"method": ("lowrank_lr:spectral",)}, "forward passes show no gradient"),
         ({"method": ("lowrank:normal",)}, "unknown law 'normal'"),
         ({"method": ()}, "nothing to compare"),

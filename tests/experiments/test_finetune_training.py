@@ -68,6 +68,26 @@ def test_full_adamw_is_a_plain_loop(config: Callable[..., Tuning]) -> None:
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
+def losses(run: runs.Run) -> list[float]:
+    return [row["loss"] for row in run.rows() if row["kind"] in ("train", "eval")]
+
+
+@pytest.mark.parametrize("method", ["adamw", "galore", "wta_crs", "gradlite"])
+def test_with_recomputed_blocks_it_is_the_same_training(method: str, config: Callable[..., Tuning]) -> None:
+    """With dropout, whose draws are the same the second time. What is drawn of inputs is drawn anew where a block is computed again: that is another
+    training, with the same first loss."""
+    plain, again = losses(tuner.tune(config(method=method))), losses(tuner.tune(config(method=method, recompute=True)))
+    drawn = method in ("wta_crs", "gradlite")
+    assert again[0] == pytest.approx(plain[0], rel=1e-6) and all(map(math.isfinite, again))
+    assert drawn or again == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lomo", "gradlite"])
+def test_with_updates_in_the_backward_pass_it_is_the_same_training(method: str, config: Callable[..., Tuning]) -> None:
+    plain, fused = (losses(tuner.tune(config(method=method, fused=how, clip=0.0))) for how in (False, True))
+    assert fused == plain
+
+
 def test_batches_see_every_example_once_an_epoch(config: Callable[..., Tuning]) -> None:
     one = tuner.Tuner(config(sequences=6), tuner.opened(config(sequences=6)))
     seen = []
