@@ -97,6 +97,7 @@ class _Product(torch.autograd.Function):
         D = gradients[0].to(ctx.dtype)
         saved = list(ctx.saved_tensors)
         keeper: Keeper = ctx.layer.keeper
+        ctx.layer.passed = True
         dX = dW = dbias = None
         with torch.autocast(D.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
@@ -108,7 +109,7 @@ class _Product(torch.autograd.Function):
                     key = Key(ctx.key.seed, ctx.key.name, index, call, D.device, ctx.key.process)
                     dW = keeper.gradient(tuple(saved), D, key)
                     # an error that is not finite shows even if its token was not kept
-                    dW = dW + 0 * D.sum(dtype=torch.promote_types(D.dtype, torch.float32)).to(dW.dtype)
+                    dW += 0 * D.sum(dtype=torch.promote_types(D.dtype, torch.float32)).to(dW.dtype)
                 dW = dW.to(ctx.W_dtype)
             if ctx.needs_input_grad[2]:
                 dbias = D.sum(0).to(ctx.bias_dtype)
@@ -137,6 +138,8 @@ class CompressedLinear(nn.Module):
         self.weight, self.bias = cast(nn.Parameter, linear.weight), linear.bias
         self.keeper, self.seed, self.name = keeper, seed, name
         self.index = self.calls = self.saved_bytes = 0
+        self.forwards: list[int] = []  # calls since the last backward pass
+        self.passed = False  # whether a backward pass has come by since
 
     def extra_repr(self) -> str:
         """As ``nn.Linear`` shows itself, with the rule."""
@@ -150,11 +153,25 @@ class CompressedLinear(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if casts else X.dtype
         if not torch.is_grad_enabled():
             return F.linear(X.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
-        key = Key(self.seed, self.name, self.index, self.calls, X.device, processes.rank())
-        self.calls += 1
+        key = Key(self.seed, self.name, self.index, self._call(), X.device, processes.rank())
         Y = _Product.apply(X.reshape(-1, self.in_features), self.weight, self.bias, dtype, self, key)
         assert isinstance(Y, Tensor)
         return Y.view(*X.shape[:-1], self.out_features)
+
+    def _call(self) -> int:
+        """The number of this call. A call inside a backward pass repeats one of the forward pass (``torch.utils.checkpoint``) and has its number, so
+        that a recomputed training is the plain one; where there were several in it, which of them is not known, and it has one of its own."""
+        backward = torch._C._current_graph_task_id() != -1
+        if backward and len(self.forwards) == 1:
+            return self.forwards[0]
+        if not backward:
+            self.forwards, self.passed = [*([] if self.passed else self.forwards), self.calls], False
+        self.calls += 1
+        return self.calls - 1
+
+    def begin(self, index: int, calls: int = 0) -> None:
+        """The next call is number ``calls`` of step ``index``."""
+        self.index, self.calls, self.forwards, self.passed = index, calls, [], False
 
 
 class Compression:
@@ -206,7 +223,7 @@ class Compression:
     def _begin(self, steps: int) -> None:
         self.steps = steps
         for layer in self.layers.values():
-            layer.index, layer.calls = steps, 0
+            layer.begin(steps)
 
     def saved_bytes(self) -> int:
         """Bytes that the layers kept of their inputs in the last forward pass, measured; a layer that was called twice counts once."""
@@ -215,15 +232,17 @@ class Compression:
     def state_dict(self) -> dict[str, Any]:
         """The step and the keepers' states; weights are in the model's own ``state_dict``, under the names they had before."""
         keepers = {name: state for name, layer in self.layers.items() if (state := layer.keeper.state_dict())}
-        return {"steps": self.steps, "made_of": self._made_of(), "keepers": keepers}
+        calls = {name: layer.calls for name, layer in self.layers.items()}  # of a step that was skipped
+        return {"steps": self.steps, "calls": calls, "made_of": self._made_of(), "keepers": keepers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken. Raises ``ValueError`` if the draws would be others."""
         if different := [key for key, value in self._made_of().items() if state["made_of"][key] != value]:
             raise ValueError(f"Compression.load_state_dict: the state is of a compression that differs in {', '.join(different)}")
-        self._begin(state["steps"])
-        for name, kept in state["keepers"].items():
-            self.layers[name].keeper.load_state_dict(kept)
+        self.steps = state["steps"]
+        for name, layer in self.layers.items():
+            layer.begin(self.steps, state["calls"][name])
+            layer.keeper.load_state_dict(state["keepers"].get(name, {}))
 
     def _made_of(self) -> dict[str, Any]:
         return {"seed": self.seed, "layers": {name: str(layer.keeper) for name, layer in self.layers.items()}}

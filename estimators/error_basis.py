@@ -6,7 +6,7 @@
 ΔUUᵀ is the best approximation of Δ in these directions as U settles; with it the gradient of the weight is UUᵀ(ΔᵀX), a low-rank Jacobian
 (arXiv 2510.22467). The layer itself gives the whole estimate of ΔᵀX, as ``inputs`` has it (``Inputs``: exact; a law on the features: XV is kept,
 unbiased), and whoever updates the weight takes ``U`` for the projection and what it leaves out for the feedback (optimizers/gradlite.py).
-∂L/∂X = ΔW stays exact, so U is that of the true error signals, unless ``propagate``: then ΔUUᵀW is passed down, biased in every layer below.
+∂L/∂X = ΔW stays exact, so U is that of the true error signals.
 Processes see different Δ and would follow different U; in several the basis has to come from the averaged gradient.
 """
 
@@ -40,17 +40,17 @@ class ErrorBasis(Keeper):
     """``inputs``: the rule for X; ``rank``: r, at most m, or a fraction of m in (0, 1]. ``U``: (m, r) orthonormal columns in float32 or better, None
     before the first backward pass; ``captured``: ‖ΔU‖²/‖Δ‖² of the last, with the U that it ended with. Raises ``ValueError`` for other ranks."""
 
-    def __init__(self, inputs: Keeper, rank: int | float, *, static: bool = False, propagate: bool = False) -> None:
+    def __init__(self, inputs: Keeper, rank: int | float, *, static: bool = False) -> None:
         if isinstance(rank, bool) or not (rank >= 1 if isinstance(rank, int) else 0 < rank <= 1):
             raise ValueError(f"ErrorBasis(rank={rank!r}): rank must be a positive integer, or a fraction of out_features in (0, 1]")
-        self.inputs, self.rank, self.static, self.propagate = inputs, rank, static, propagate
+        self.inputs, self.rank, self.static = inputs, rank, static
         self.unbiased = inputs.unbiased
         self.U: Tensor | None = None
         self.captured: Tensor | None = None
         self._last: int | None = None  # step that U was moved in
 
     def __repr__(self) -> str:
-        return f"ErrorBasis({self.inputs!r}, rank={self.rank}, static={self.static}, propagate={self.propagate})"
+        return f"ErrorBasis({self.inputs!r}, rank={self.rank}, static={self.static})"
 
     def keep(self, X: Float[Tensor, "t n"], key: Key) -> tuple[Tensor, ...]:
         return self.inputs.keep(X, key)
@@ -60,12 +60,6 @@ class ErrorBasis(Keeper):
             self._last = key.index
             self._follow(D, key)
         return self.inputs.gradient(kept, D, key)
-
-    def error(self, D: Float[Tensor, "t m"]) -> Float[Tensor, "t m"]:
-        if not self.propagate or self.U is None:
-            return D
-        U = self.U.to(D.dtype)
-        return (D @ U) @ U.mT
 
     def _follow(self, D: Float[Tensor, "t m"], key: Key) -> None:
         """One step of the iteration, and how much of Δ it then holds. A Δ that is zero or not finite has no directions, and changes nothing."""
@@ -78,6 +72,7 @@ class ErrorBasis(Keeper):
             self.U = orthonormalize(start).contiguous()
             steps = 2
         else:
+            self.U = self.U.to(exact)  # a checkpoint gives it back on the CPU
             steps = 1
         if not bool((energy > 0) & torch.isfinite(energy)):
             return
@@ -94,9 +89,9 @@ class ErrorBasis(Keeper):
         self.inputs.step()
 
     def state_dict(self) -> dict[str, Any]:
-        own = {} if self.U is None else {"U": self.U}
+        own = {} if self.U is None else {"U": self.U, "last": -1 if self._last is None else self._last}
         return own | {f"inputs.{name}": value for name, value in self.inputs.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.U = state.get("U")
-        self.inputs.load_state_dict({name.removeprefix("inputs."): value for name, value in state.items() if name != "U"})
+        self.U, self._last, self.captured = state.get("U"), state.get("last"), None
+        self.inputs.load_state_dict({name.removeprefix("inputs."): value for name, value in state.items() if name.startswith("inputs.")})

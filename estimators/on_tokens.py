@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from estimators import selection
+from estimators import directions, selection
 from estimators.compressed import Keeper, Key
 from estimators.coordinate import Coordinate
 from estimators.haar_stiefel import HaarStiefel
@@ -33,6 +33,8 @@ class LawKeeper(Keeper):
         from estimators import LAWS  # the registry imports every law; it cannot be imported before them
 
         call = f"{type(self).__name__}(law={law!r}, rank={rank!r})"
+        if options.get("c", 1.0) != 1.0:
+            raise ValueError(f"{call}: c={options['c']}; the estimate stands for the gradient itself, c = 1")
         if isinstance(law, str) and law not in LAWS:
             raise ValueError(f"{call}: unknown law, known are {', '.join(LAWS)}")
         if isinstance(rank, bool) or not (rank >= 1 if isinstance(rank, int) else 0 < rank <= 1):
@@ -56,7 +58,7 @@ class LawKeeper(Keeper):
         norm = exact.norm()
         if not bool((norm > 0) & torch.isfinite(norm)):
             return HaarStiefel(n=size, rank=rank).sample(generator=generator, dtype=X.dtype)
-        U, sigma, _ = torch.linalg.svd(exact, full_matrices=False)
+        U, sigma, _ = directions.svd(exact)
         k = U.shape[-1]
         kind: Any = self.law
         law = kind.from_basis(torch.eye(k, dtype=U.dtype, device=U.device), sigma.square(), 1.0, min(rank, k), **self.options)

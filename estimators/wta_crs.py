@@ -29,6 +29,8 @@ Criterion = Literal["paper", "variance"]
 def split(p: Float[Tensor, " t"], k: int, criterion: Criterion = "paper") -> tuple[Int[Tensor, " t"], Int[Tensor, ""]]:
     """(tokens by falling p, |C| in {0 … k−1}), C being the first |C| of them; 1 ≤ k ≤ T."""
     ordered, order = p.sort(descending=True)
+    if k == len(p):  # all are kept, also where the criterion has ties
+        return order, torch.tensor(k - 1, device=p.device)
     left = ordered.flip(0).cumsum(0).flip(0)[:k]  # 1 − p_C for |C| = 0, 1, …, summed and not subtracted
     spare = k - torch.arange(k, device=p.device)
     return order, (left ** (2 if criterion == "variance" else 1) / spare).argmin()
@@ -76,7 +78,7 @@ class WTACRS(Keeper):
         return min(tokens, max(selection.rank_of(tokens, self.rank), 1 if isinstance(self.rank, int) else self.minimal))
 
     def keep(self, X: Float[Tensor, "t n"], key: Key) -> tuple[Tensor, ...]:
-        p = X.double().norm(dim=1)
+        p = torch.linalg.vector_norm(X, dim=1, dtype=torch.promote_types(X.dtype, torch.float32)).double()
         known = self._known(len(X))
         if known is not None:
             p = p * known.to(p)

@@ -96,6 +96,12 @@ class Config:
     """β of loss differences."""
     weight_decay: float = 0.0
     """Decoupled."""
+    feedback: str = "ef14"
+    """gradlite: ef14, ef21, literal (diverges), none."""
+    residual: str = "bf16"
+    """gradlite: precision of what is fed back: fp32, bf16, 8bit."""
+    inner: str = "adam"
+    """gradlite: step in its directions: adam, sgd (for ef21 and literal)."""
     precision: Precision = "fp32"
     """fp32, bf16, bf16_weights."""
     lift: Lift = "stochastic"

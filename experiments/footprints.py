@@ -42,9 +42,10 @@ TARGETS = {  # name → at most so much of the peak of whom, on RoBERTa-large
     "haar_stiefel fused": (0.45, FULL),
     "haar_stiefel fused recomputed": (0.45, FULL),
     "gradlite fused recomputed": (0.50, RECOMPUTED),
+    "gradlite fused recomputed 8bit": (0.50, RECOMPUTED),
 }
 TARGETED = "roberta-large"
-RESIDUALS = ("error",)  # states that are neither a frame nor a moment
+RESIDUALS = ("error", "error_scale")  # states that are neither a frame nor a moment
 
 CONTENDERS: dict[str, dict[str, Any]] = {  # name → settings of the training; "fused": updates inside the backward pass
     "adamw": {"method": "adamw"},
@@ -64,6 +65,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {  # name → settings of the training; 
     "adalomo fused": {"method": "adalomo", "fused": True},
     "gradlite fused": {"method": "gradlite", "fused": True},
     "gradlite fused recomputed": {"method": "gradlite", "fused": True, "checkpoint_activations": True},
+    "gradlite fused recomputed 8bit": {"method": "gradlite", "fused": True, "checkpoint_activations": True, "residual": "8bit"},
     **{name: {"method": name} for name in METHODS if name not in ("adamw", "lora", "relora", "lowrank", "tokens")},
     **{name: {"kind": kind} for name, kind in ZEROTH_ORDER.items()},
 }

@@ -10,6 +10,7 @@
 from optimizers.adalomo import AdaLomo
 from optimizers.apollo import Apollo, ApolloMini
 from optimizers.badam import BAdam
+from optimizers.buckets import UnusableGradient
 from optimizers.coap import COAP
 from optimizers.communication import LawState, law_hook
 from optimizers.dct_adamw import DCTAdamW
@@ -128,6 +129,7 @@ __all__ = [
     "SubZero",
     "Subspace",
     "Trion",
+    "UnusableGradient",
     "ZerothOrder",
     "float_weights",
     "int8_weights",

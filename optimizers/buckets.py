@@ -60,8 +60,13 @@ def norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[bool]]:
     return [found[i][0] for i in range(len(gradients))], [found[i][1] for i in range(len(gradients))]
 
 
+class UnusableGradient(ValueError):
+    """A gradient that is not finite, or whose square is not."""
+
+
 def refuse_unusable(call: str, found: list[Member], kept: str) -> None:
-    """Raises ``TypeError`` for sparse and sharded gradients, ``ValueError`` for those whose norm is not finite; ``kept``: what was not changed."""
+    """Raises ``TypeError`` for sparse and sharded gradients, ``UnusableGradient`` for those whose norm is not finite; ``kept``: what was not
+    changed."""
     found = [member for member in found if member.gradient.numel()]
     for gradient in (member.gradient for member in found):
         if gradient.is_sparse:
@@ -77,7 +82,7 @@ def refuse_unusable(call: str, found: list[Member], kept: str) -> None:
         if not finite:
             bad.append(member.name)
     if bad:
-        raise ValueError(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
+        raise UnusableGradient(f"{call}.step(): gradient of {', '.join(bad[:3])} is NaN, infinite, or too large to be squared; {kept}")
 
 
 def buckets(found: list[Member], together: bool | None, rows: bool = False) -> Iterator[Bucket]:

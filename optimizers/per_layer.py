@@ -139,6 +139,10 @@ class PerLayer:
         if self.factor is not None and self.factor < 1 and p.grad is not None:
             p.grad.mul_(self.factor)
 
+    def restart(self) -> None:
+        """Forget an accumulation that was not ended by ``optimizer.step()``, and its gradients."""
+        self._ended()
+
     def remove(self) -> None:
         """Gradients stay until ``optimizer.step()`` again."""
         for handle in self.handles:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from experiments.runs import WrongInput
 from experiments.training import parallel, updates
 from experiments.training.methods import Method
-from optimizers import PerLayer, Subspace
+from optimizers import PerLayer, Subspace, UnusableGradient
 
 if TYPE_CHECKING:
     from experiments.training.options import Options
@@ -58,6 +58,8 @@ class Advance:
                 group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
             optimizer.zero_grad(set_to_none=not keep)
         self.fault = self.norm = None
+        if self.fused:
+            self.fused.restart()
 
     def backward(self, loss: Tensor) -> None:
         """Of one micro-batch."""
@@ -66,7 +68,7 @@ class Advance:
             return
         try:
             self.norm = self.fused.backward(loss)
-        except ValueError as error:  # of a gradient that is not finite, or too large
+        except UnusableGradient as error:
             self.fault = str(error)
 
     def end(self, loss: float, ended: Callable[[], None] = lambda: None) -> dict[str, Any]:

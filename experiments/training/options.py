@@ -53,6 +53,12 @@ class Options:
     """golore: steps after which directions are random."""
     layers: int | float | None = None
     """lisa, owlore, badam: layers that have their turn in a period of K steps, a number or a share; the method's own if none."""
+    feedback: str = "ef14"
+    """gradlite: ef14, ef21, literal (diverges), none."""
+    residual: str = "bf16"
+    """gradlite: precision of what is fed back: fp32, bf16, 8bit."""
+    inner: str = "adam"
+    """gradlite: step in its directions: adam, sgd (for ef21 and literal)."""
     optimizer: Optimizer = "adamw"
     """adamw, sgd (momentum 0.9), muon (matrices; AdamW for the rest), adamw8bit (torchao)."""
     lr: float = 3e-3

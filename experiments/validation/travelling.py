@@ -46,7 +46,9 @@ def travelling(hook: str | None, parameters: Sequence[nn.Parameter], rank: int, 
     if hook not in HOOKS:
         raise ValueError(f"travelling(hook={hook!r}): unknown, known are {', '.join(HOOKS)}")
     with _alone():
-        model = DistributedDataParallel(_Given(parameters))
+        # one bucket: PowerSGD waits for its second all-reduce in the answer to its first, and several would wait for each other in gloo's two threads
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        model = DistributedDataParallel(_Given(parameters), bucket_cap_mb=size // 2**20 + 1)
         kept = _register(model, hook, rank, seed)
 
         def travel(gradients: Sequence[Tensor] | Tensor) -> int:

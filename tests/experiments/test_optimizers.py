@@ -112,6 +112,15 @@ def test_a_step_of_replicas_is_a_step_of_one() -> None:
     torch.testing.assert_close(paths[2], V @ (V.mT @ gradients[2, 2]), rtol=0, atol=1e-12)
 
 
+def test_matrices_beyond_a_bucket_do_not_wait_for_each_other() -> None:
+    """12 MB of them, which DDP would send in several parts."""
+    parameters = [torch.nn.Parameter(torch.zeros(256, 512)) for _ in range(24)]
+    with travelling("powersgd", parameters, 8, 0) as give:
+        for _ in range(FIRST + 2):
+            assert give(torch.ones(24, 256, 512)) >= 0
+    assert all(p.grad is not None and int(torch.linalg.matrix_rank(p.grad)) == 1 for p in parameters)
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_what_arrives_through_a_hook(hook: str) -> None:
     """PowerSGD's first steps are the gradient; then G, or with feedback v = G + e, is split exactly into what arrives and what is kept."""
