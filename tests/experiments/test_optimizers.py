@@ -203,6 +203,7 @@ def test_updates_are_timed_beside_their_products(tmp_path: Path) -> None:
         "mofasgd",
         "lomo",
         "adalomo",
+        "gradlite",
     }
     assert alone["galore"]["period"] == 200 and alone["galore"]["refresh"] > alone["golore"]["refresh"]
     refreshes = [row for row in found if row["name"] == "galore refresh"]
