@@ -7,6 +7,7 @@ linear; what one process sees is the hook.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -82,13 +83,12 @@ def _register(model: DistributedDataParallel, hook: str, rank: int, seed: int) -
 def _alone() -> Iterator[None]:
     """A group of this process only; none may be there."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-    _last[:] = [distributed.group.WORLD]
+    _kept.append(distributed.group.WORLD)
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-_last: list[
-    Any
-] = []  # a group that its own thread is the last to know ends the process: torch's closures hold it a moment longer than the step
+# A group whose own thread is the last to know it ends the process, and torch's closures hold it longer than the step, as long as threads wait.
+_kept: deque[Any] = deque(maxlen=64)
