@@ -53,10 +53,6 @@ class Keeper(abc.ABC):
     def gradient(self, kept: tuple[Tensor, ...], D: Float[Tensor, "t m"], key: Key) -> Float[Tensor, "m n"]:
         """The estimate of ΔᵀX from what ``keep`` returned under the same key."""
 
-    def error(self, D: Float[Tensor, "t m"]) -> Float[Tensor, "t m"]:
-        """What is propagated to ∂L/∂X in the place of Δ: Δ itself. A rule that changes it makes every layer below biased."""
-        return D
-
     def visit(self, ids: Int[Tensor, " b"]) -> None:  # noqa: B027
         """The samples whose tokens the next forward pass has, in the order of its rows; for rules that remember samples."""
 
@@ -74,8 +70,8 @@ class Keeper(abc.ABC):
 class _Product(torch.autograd.Function):
     """XWᵀ + b in ``dtype`` for X (T, n), saving what the keeper of ``layer`` keeps, with its key.
 
-    The key is saved among the tensors: recomputation (``torch.utils.checkpoint``) calls forward again, under another key, and puts what that call
-    saves in the place of what the first one saved, while attributes of ``ctx`` stay those of the first.
+    The key is saved among the tensors: recomputation (``torch.utils.checkpoint``) calls forward again and puts what that call saves in the place of
+    what the first one saved, while attributes of ``ctx`` stay those of the first; and a call that cannot be told from another has a key of its own.
     """
 
     @staticmethod
@@ -101,7 +97,7 @@ class _Product(torch.autograd.Function):
         dX = dW = dbias = None
         with torch.autocast(D.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                dX = (keeper.error(D) @ saved.pop(0).to(ctx.dtype)).to(ctx.input_dtype)
+                dX = (D @ saved.pop(0).to(ctx.dtype)).to(ctx.input_dtype)
             if ctx.needs_input_grad[1]:
                 dW = D.new_zeros(ctx.shape)
                 if saved:

@@ -6,8 +6,7 @@
 ΔUUᵀ is the best approximation of Δ in these directions as U settles; with it the gradient of the weight is UUᵀ(ΔᵀX), a low-rank Jacobian
 (arXiv 2510.22467). The layer itself gives the whole estimate of ΔᵀX, as ``inputs`` has it (``Inputs``: exact; a law on the features: XV is kept,
 unbiased), and whoever updates the weight takes ``U`` for the projection and what it leaves out for the feedback (optimizers/gradlite.py).
-∂L/∂X = ΔW stays exact, so U is that of the true error signals.
-Processes see different Δ and would follow different U; in several the basis has to come from the averaged gradient.
+∂L/∂X = ΔW stays exact, so U is that of the true error signals. Several processes follow the Δ of all of them: m×r numbers are averaged once a step.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from estimators import directions, selection
+from estimators import directions, processes, selection
 from estimators.compressed import Keeper, Key
 from estimators.haar_stiefel import orthonormalize
 
@@ -64,23 +63,23 @@ class ErrorBasis(Keeper):
     def _follow(self, D: Float[Tensor, "t m"], key: Key) -> None:
         """One step of the iteration, and how much of Δ it then holds. A Δ that is zero or not finite has no directions, and changes nothing."""
         exact = D.to(torch.promote_types(D.dtype, torch.float32))
-        energy = exact.square().sum()
+        energy = processes.mean(exact.square().sum())
         if self.U is None:
             m = D.shape[1]
             r = min(m, selection.rank_of(m, self.rank))
-            start = torch.randn(m, r, generator=key.generator("errors", alike=True), dtype=exact.dtype, device=D.device)
-            self.U = orthonormalize(start).contiguous()
-            steps = 2
+            generator = key.generator("errors", alike=True)
+            U, steps = orthonormalize(torch.randn(m, r, generator=generator, dtype=exact.dtype, device=D.device)), 2
         else:
-            self.U = self.U.to(exact)  # a checkpoint gives it back on the CPU
-            steps = 1
-        if not bool((energy > 0) & torch.isfinite(energy)):
-            return
-        if not self.static:
-            self.U = directions.power(
-                exact, self.U, steps=steps
-            ).contiguous()  # as a checkpoint gives it back: products round by the layout
-        self.captured = (exact @ self.U).square().sum() / energy
+            U, steps = self.U.to(exact), 1  # a checkpoint gives it back on the CPU
+        if bool((energy > 0) & torch.isfinite(energy)):
+            for _ in range(0 if self.static else steps):
+                U = torch.linalg.qr(processes.mean(exact.mT @ (exact @ U)))[0]
+                self.captured = processes.mean((exact @ U).square().sum()) / energy
+                if self.captured >= directions.ENOUGH:  # another step would turn U by rounding
+                    break
+            if self.static:
+                self.captured = processes.mean((exact @ U).square().sum()) / energy
+        self.U = U.contiguous()  # as a checkpoint gives it back: products round by the layout
 
     def visit(self, ids: Int[Tensor, " b"]) -> None:
         self.inputs.visit(ids)

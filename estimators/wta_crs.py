@@ -8,7 +8,8 @@ argmin (1−p_C)²/(k−|C|), which ``criterion="variance"`` takes.
 
 ‖δ_j‖ is that of the last visit of the same sample, kept in a table that grows by one number a token and is fed by ``visit``; without it p_j ∝ ‖x_j‖.
 Differs from the published code, which is biased where no ‖δ_j‖ is known (it drops 1/p_j), where p_C > 0.999 (it drops what is drawn) and without
-replacement (it has no weights); and here ‖δ_j‖ counts as at least ``FLOOR`` of the mean, since a token of no error may have some at its next visit.
+replacement (it has no weights), and which cuts the number of tokens off where this one rounds it; and here ‖δ_j‖ counts as at least ``FLOOR`` of the
+mean, since a token of no error may have some at its next visit.
 """
 
 from __future__ import annotations

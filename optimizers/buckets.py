@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,13 +42,16 @@ def members(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Mem
 
 def names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
     """Of all parameters of ``group``; the place stands for one without."""
+    if called := group.get("param_names"):
+        return _plain(tuple(called))
     index = next(i for i, other in enumerate(optimizer.param_groups) if other is group)
-    return tuple(map(_plain, group.get("param_names") or [f"{index}.{place}" for place in range(len(group["params"]))]))
+    return tuple(f"{index}.{place}" for place in range(len(group["params"])))
 
 
-def _plain(name: str) -> str:
-    """The name without what DistributedDataParallel and torch.compile put before it, so that draws are the same with and without them."""
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+@lru_cache(maxsize=64)  # asked for once a parameter where steps are made one by one
+def _plain(called: tuple[str, ...]) -> tuple[str, ...]:
+    """The names without what DistributedDataParallel and torch.compile put before them, so that draws are the same with and without them."""
+    return tuple(".".join(part for part in name.split(".") if part not in ("module", "_orig_mod")) for name in called)
 
 
 def norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[bool]]:

@@ -13,10 +13,10 @@ import pandas as pd
 from experiments.pages import figures_training
 from experiments.pages.page import details_block, figure, table, verdict
 from experiments.publish import RESULTS
+from experiments.validation.travelling import HOOKS
 from optimizers import OPTIMIZERS
 
 WAYS = {"a": "identities", "b": "transcription", "c": "published package", "d": "recorded run"}
-HOOKS = {"powersgd": "1905.13727", "law_hook": "2603.20632", "law_hook_feedback": "2603.20632"}  # AdamW after a communication hook
 CHECKS = RESULTS / "optimizers" / "checks.csv"
 
 

@@ -62,7 +62,9 @@ class Advance:
             self.fused.restart()
 
     def backward(self, loss: Tensor) -> None:
-        """Of one micro-batch."""
+        """Of one micro-batch; nothing more after one that was at fault."""
+        if self.fault is not None:
+            return
         if self.fused is None:
             loss.backward()
             return

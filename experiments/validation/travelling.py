@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from estimators import HaarStiefel
 from optimizers import LawState, law_hook
 
-HOOKS = ("powersgd", "law_hook", "law_hook_feedback")
+HOOKS = {"powersgd": "1905.13727", "law_hook": "2603.20632", "law_hook_feedback": "2603.20632"}  # and their papers
 FIRST = 2  # steps that PowerSGD leaves alone: DDP has not arranged its buckets yet
 Give = Callable[[Sequence[Tensor] | Tensor], int]
 
 
-class _Given(nn.Module):
+class Given(nn.Module):
     """A model whose gradients are the tensors that it is called with."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -49,7 +49,7 @@ def travelling(hook: str | None, parameters: Sequence[nn.Parameter], rank: int, 
     with _alone():
         # one bucket: PowerSGD waits for its second all-reduce in the answer to its first, and several would wait for each other in gloo's two threads
         size = sum(p.numel() * p.element_size() for p in parameters)
-        model = DistributedDataParallel(_Given(parameters), bucket_cap_mb=size // 2**20 + 1)
+        model = DistributedDataParallel(Given(parameters), bucket_cap_mb=size // 2**20 + 1)
         kept = _register(model, hook, rank, seed)
 
         def travel(gradients: Sequence[Tensor] | Tensor) -> int:

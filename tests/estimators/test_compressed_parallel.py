@@ -21,9 +21,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("rule", ["features", "every token", "velora"])
+@pytest.mark.parametrize("rule", ["features", "every token", "velora", "errors"])
 def test_two_processes_are_one(rule: str, how: str, two: dict[tuple[str, str], list[Tensor]]) -> None:
-    """V on the features is the same in both, so the mean of two halves is the estimate of the batch; so is what is not drawn, or is exact."""
+    """V on the features is the same in both, so the mean of two halves is the estimate of the batch; so is what is not drawn, or is exact.
+    Directions of errors are those of all."""
     for ours, whole in zip(two[rule, how], gradients(made(rule), X), strict=True):
         torch.testing.assert_close(ours, whole, rtol=0, atol=1e-12)
 

@@ -115,7 +115,7 @@ def test_stored_and_regenerated_V_agree_to_the_last_bit(moved: bool) -> None:
             assert torch.equal(a, b)
 
 
-def saved_bytes(layer: LowRankLinear, X: Tensor) -> int:
+def saved_bytes(layer: nn.Module, X: Tensor) -> int:
     """Bytes kept for the backward pass beside parameters and buffers, each storage once."""
     mine = {t.data_ptr() for t in (*layer.parameters(), *layer.buffers())}
     kept: dict[int, int] = {}

@@ -102,9 +102,11 @@ def test_chances_fall_on_tokens_by_their_probability(name: str) -> None:
 
 
 def test_as_many_slots_as_tokens_are_exact() -> None:
-    p, k, _ = P["all"]
-    for chances in (torch.zeros(k), torch.full((k,), 0.999)):
-        torch.testing.assert_close(total(*sample(p, k, chances.double()), k), torch.ones(k, dtype=torch.float64), rtol=0, atol=1e-12)
+    """Also where they are equal, and any number of winners is as good by the criterion."""
+    for p in (P["all"][0], torch.full((5,), 0.2, dtype=torch.float64)):
+        k = len(p)
+        for chances in (torch.zeros(k), torch.full((k,), 0.999)):
+            torch.testing.assert_close(total(*sample(p, k, chances.double()), k), torch.ones(k, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_the_published_number_of_winners_is_not_that_of_least_variance() -> None:
@@ -160,7 +162,8 @@ def recorded(variant: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("variant", RUNS)
 def test_recorded_draws_give_the_recorded_numbers(variant: str) -> None:
-    """The rule as published on all seven; ours on the four that are unbiased. Float32 of the record against float64, the index's 5e-6."""
+    """The rule as published on the six that draw; ours on the three whose |C| is the adaptive one and which are unbiased (in ``crs_deter0`` |C| = 0
+    was forced). Float32 of the record against float64, the index's 5e-6."""
     entry, at = recorded(variant)
     X, D, p, k = at["X"], at["dz"], at["prob"], int(at["k"])
     norms = X.norm(dim=1)
@@ -269,7 +272,7 @@ def test_mean_and_variance_of_a_layer(visited: bool) -> None:
     for measured, theory, resolution in ((seen.alignment, 1.0, 0.05), (seen.mse, expected, 0.1 * expected)):
         assert 8 * measured.standard_error <= resolution
         assert abs(measured.value - theory) < 5 * measured.standard_error
-    assert seen.bias is not None and abs(seen.bias.value) < 5 * seen.bias.standard_error + 1e-3 * signal
+    assert seen.bias is not None and abs(seen.bias.value) < 5 * seen.bias.standard_error < 0.01 * signal
 
 
 Mutant = Callable[

@@ -13,13 +13,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from estimators import Keeper, LawOnFeatures, LawOnTokens, VeLoRA, compress
+from estimators import CompressedLinear, ErrorBasis, Keeper, LawOnFeatures, LawOnTokens, VeLoRA, compress
 
 RULES: dict[str, Callable[[nn.Linear], Keeper]] = {
     "features": lambda _: LawOnFeatures("rademacher", 2),
     "tokens": lambda _: LawOnTokens("coordinate", 5),
     "every token": lambda _: LawOnTokens("haar_stiefel", 10**6),
     "velora": lambda _: VeLoRA(2),
+    "errors": lambda _: ErrorBasis(LawOnFeatures("rademacher", 2), 2),
 }
 X = torch.randn(8, 10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -33,10 +34,11 @@ def made(rule: str) -> nn.Module:
 
 
 def gradients(model: nn.Module, inputs: Tensor, wrapped: nn.Module | None = None) -> list[Tensor]:
-    """Whole, of every parameter."""
+    """Whole, of every parameter; and the projectors of the bases that followed the errors."""
     (wrapped or model)(inputs).square().mean().backward()
     grads: list[Any] = [p.grad for p in model.parameters()]
-    return [G.full_tensor() if isinstance(G, DTensor) else G for G in grads]
+    bases = [layer.keeper.U for layer in model.modules() if isinstance(layer, CompressedLinear) and isinstance(layer.keeper, ErrorBasis)]
+    return [G.full_tensor() if isinstance(G, DTensor) else G for G in grads] + [U @ U.mT for U in bases if U is not None]
 
 
 def main(folder: Path) -> None:

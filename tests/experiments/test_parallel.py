@@ -51,6 +51,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and b
     "galore ddp": {"method": "galore", "rank": 4},
     "ldadam ddp": {"method": "ldadam", "rank": 4},
     "spectral_adam ddp": {"method": "spectral_adam", "rank": 4},
+    "gradlite ddp": {"method": "gradlite", "rank": 4},
+    "gradlite_static ddp": {"method": "gradlite_static", "rank": 0.25},
     "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -58,6 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "master fsdp": ({"precision": "bf16_weights", **FSDP}, "float32 factors beside its weights"),
     "eight fsdp": ({"optimizer": "adamw8bit", **FSDP}, "states of adamw8bit cannot be sharded"),
     "galore fsdp": ({"method": "galore", **FSDP}, "the projector of galore needs whole gradients"),
+    "gradlite_law fsdp": ({"method": "gradlite_law", **FSDP}, "the projector of gradlite_law needs whole gradients"),
     "online fsdp": ({"law": "spectral", "online": 0.5, **FSDP}, "sees whole sketches"),
 }
 

@@ -49,11 +49,28 @@ def test_every_method_trains(method: str, trainer: Callable[..., Trainer]) -> No
         assert held == sum(map(of, matrices))
 
 
-@pytest.mark.parametrize(
-    "method", ["galore", "flora", "ldadam", "apollo", "frugal", "spectral_adam", "q_galore", "lisa", "gum", "dion", "online_subspace"]
-)
-def test_a_resumed_run_is_the_uninterrupted_one(method: str, text: Path, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"method": method, "rank": 8, "steps": 6, "checkpoint_every": 3, "refresh_every": 2, "keep_checkpoints": 9}
+RESUMED: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("galore", "flora", "ldadam", "apollo", "frugal", "spectral_adam", "q_galore", "lisa", "gum", "dion")),
+    *((name, {}) for name in ("online_subspace", "adalomo", "gradlite_law")),
+    *(("gradlite", {"residual": precision}) for precision in ("fp32", "bf16", "8bit")),
+    ("gradlite", {"feedback": "ef21", "inner": "sgd"}),
+    ("gradlite", {"fused": True, "checkpoint_activations": True}),
+    ("lomo", {"fused": True}),
+]
+
+
+@pytest.mark.parametrize(("method", "more"), RESUMED, ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one(method: str, more: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    """What is kept of gradients that were left out is part of a checkpoint, in its own precision."""
+    fields: dict[str, Any] = {
+        "method": method,
+        "rank": 8,
+        "steps": 6,
+        "checkpoint_every": 3,
+        "refresh_every": 2,
+        "keep_checkpoints": 9,
+        **more,
+    }
     whole = pretrain.main(few(text, tmp_path / "whole", **fields))
     run = pretrain.main(few(text, tmp_path / "parts", **fields))
     (run.path / "DONE").unlink()

@@ -16,6 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.training.traffic import Traffic
+from experiments.validation.travelling import Given
 from optimizers import LawState, law_hook
 
 
@@ -43,17 +44,6 @@ class Outcome:
     errors: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Given(nn.Module):
-    """A model whose gradients are the tensors that it is called with."""
-
-    def __init__(self, like: list[Tensor]) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList([nn.Parameter(torch.zeros_like(G)) for G in like])
-
-    def forward(self, gradients: list[Tensor]) -> Tensor:
-        return torch.stack([(p * G).sum() for p, G in zip(self.weights, gradients, strict=True)]).sum()
-
-
 @contextmanager
 def asking() -> Iterator[list[int]]:
     """Bytes of each all-reduce that is asked for, also by the threads that go on where one is done; ``Traffic`` sees its own thread only."""
@@ -71,7 +61,7 @@ def asking() -> Iterator[list[int]]:
 def play(scenario: Scenario) -> Outcome:
     """What this worker sees."""
     mine = [G[distributed.get_rank()] for G in scenario.gradients]
-    model = DistributedDataParallel(Given([G[0] for G in mine]), bucket_cap_mb=scenario.bucket)
+    model = DistributedDataParallel(Given([nn.Parameter(torch.zeros_like(G[0])) for G in mine]), bucket_cap_mb=scenario.bucket)
     outcome, state = Outcome(), None
     if scenario.powersgd:
         model.register_comm_hook(PowerSGDState(None, **scenario.options), powerSGD_hook)

@@ -88,7 +88,7 @@ class Groups(Compressed):
 
     def keeper(self, linear: nn.Linear) -> Keeper:
         n = linear.in_features
-        return VeLoRA(next(g for g in range(min(n, selection.rank_of(n, self.settings.rank)), 0, -1) if n % g == 0))
+        return VeLoRA(min(1.0, selection.rank_of(n, self.settings.rank) / n))  # as a fraction, which is rounded down to a divisor
 
 
 class CompAct(LowRank):

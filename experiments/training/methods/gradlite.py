@@ -4,7 +4,7 @@
 iteration on Δ, and one step on gradient and residual; ef14: biased at every step, repaired over time. Its published ablations are
 ``gradlite_no_feedback`` and ``gradlite_static``, both biased: a basis that stands still can be repaired by no feedback, so the second has none.
 ``gradlite_inputs`` keeps all of X, so that the gradient that is compressed is exact. ``gradlite_law`` is unbiased: both sides are drawn, and there is
-no feedback. In several processes, whose Δ differ, U goes on from the averaged gradients.
+no feedback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from estimators import processes, selection
+from estimators import selection
 from estimators.compressed import Keeper
 from estimators.error_basis import ErrorBasis, Inputs
 from estimators.on_features import LawOnFeatures
@@ -46,8 +46,7 @@ class LowRankJacobian(Compressed, Projected):
     def updates(self, config: Options) -> Subspace:
         optimizer = super().updates(config)
         assert isinstance(optimizer, GradLite)
-        if processes.size() == 1:
-            optimizer.start = self._directions
+        optimizer.start = self._directions
         return optimizer
 
     def _directions(self, name: str) -> Tensor | None:
