@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.pages.nature import nature
 from experiments.pages.page import records
 from experiments.publish import RESULTS
 
@@ -132,8 +133,8 @@ def costs(name: str, results: Path = RESULTS) -> str:
         f"K = {config['refresh_every'][0]}, {len(config['seed'])} seeds, {config['trials']} learning rates tried for each on {config['tune_steps']} "
         f"steps; {costed}, {told['environment']['device']}.",
         "",
-        "| method | lr | held-out loss | minus AdamW [95 % interval] | state MiB | peak MiB | step s | refresh s | amortised / AdamW |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | gradient | lr | held-out loss | minus AdamW [95 % interval] | state MiB | peak MiB | step s | refresh s | amortised / AdamW |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: row["loss"]):
         versus = "" if row["contender"] == FULL else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
@@ -141,7 +142,7 @@ def costs(name: str, results: Path = RESULTS) -> str:
         peak = "" if pd.isna(row["peak MiB"]) else f"{row['peak MiB']:.1f}{star(row, 'peak MiB')}"
         over = "" if pd.isna(row["over adamw"]) else f"{row['over adamw']:.2f}{star(row, 'seconds')}"
         lines.append(
-            f"| `{row['contender']}` | {_rate(row)} | {row['loss']:.3f} ± {row['error']:.3f} | {versus} | "
+            f"| `{row['contender']}` | {nature(row['contender'])} | {_rate(row)} | {row['loss']:.3f} ± {row['error']:.3f} | {versus} | "
             f"{row['state MiB']:.2f}{star(row, 'state MiB')} | {peak} | {step} | {refresh} | {over} |"
         )
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from scipy import stats
 
 from experiments import runs
 from experiments.pages.figures import style
+from experiments.pages.nature import nature
 from experiments.pages.page import figure, records, table
 from experiments.publish import RESULTS
 from optimizers import ZEROTH_ORDER
@@ -73,6 +74,7 @@ def lines(rows: list[dict[str, Any]], responses: bool) -> list[dict[str, str]]:
         told.append(
             {
                 "method": row["method"],
+                "gradient": nature(row["method"]),
                 **(
                     {}
                     if responses

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.pages import figures_training
+from experiments.pages.nature import nature
 from experiments.pages.page import details_block, figure, table, verdict
 from experiments.publish import RESULTS
 from experiments.validation.travelling import HOOKS
@@ -67,6 +68,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
         {
             "method": name,
             "arXiv": paper(name) if name in OPTIMIZERS else HOOKS.get(name, ""),
+            "gradient": nature(name),
             "state": row["formula"],
             "bytes": f"{int(row['state_bytes']):,}",
             "/AdamW": f"{row['over_adamw']:.3f}",

@@ -85,7 +85,7 @@ def test_costs_reach_terminal_report_and_tables(text: Path, tmp_path: Path, monk
     assert set(pd.read_csv(tmp_path / "results" / "compare" / "tiny-cost.csv").label) == set(spent)
     told = comparisons.costs("tiny", tmp_path / "results").splitlines()
     rows = [line for line in told if line.startswith("| `")]
-    losses = [float(line.split("|")[3].split("±")[0]) for line in rows]
+    losses = [float(line.split("|")[4].split("±")[0]) for line in rows]
     assert len(rows) == 4 and losses == sorted(losses) and comparisons.costs("9m", tmp_path / "results") == "not yet run"
     assert f"| {spent['galore']['peak_bytes'] / 2**20:.1f}" in next(line for line in rows if "`galore`" in line)
     assert "1.00" in next(line for line in rows if "`adamw`" in line).split("|")[-2]
