@@ -45,9 +45,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank litera
 }
 
 
-def build(preset: str, seed: int) -> LlamaForCausalLM:
-    """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was)."""
-    config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, use_cache=False, attn_implementation="sdpa")  # pyright: ignore[reportCallIssue]
+def build(preset: str, seed: int, **changes: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was); ``changes``: to sizes of the preset."""
+    config = LlamaConfig(**{**PRESETS[preset], **changes}, tie_word_embeddings=False, use_cache=False, attn_implementation="sdpa")  # pyright: ignore[reportCallIssue]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
