@@ -115,6 +115,7 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         "memory": "Bytes saved for the backward pass by the linear layers of the blocks, over nn.Linear",
         "refresh": "What a redraw costs",
         "growth": "How the cost grows; predicted: by operations",
+        "start": "Until the command answers and the package is imported, over import torch",
         "optimizers": "Updates of the optimizers in a frame alone",
         "live": "A step that is measured live, over one that is not; share: of a run that measures one step in 100",
     }

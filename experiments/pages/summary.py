@@ -85,7 +85,7 @@ def found(run: Run) -> list[Any]:
                     row.get("shape", ""),
                     row.get("over", "peer"),
                     f"{row['ratio']:.2f}×",
-                    f"{row['target']:g}×" + ("" if row["holds"] else ", missed") if "target" in row else "",
+                    _asked(row),
                     f"{100 * row['share']:.0f} %" if "share" in row and row["kind"] != "live" else "",
                 )
                 for row in shown
@@ -106,6 +106,13 @@ def found(run: Run) -> list[Any]:
             tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both]
             return [*tables, optimizers.EXPLANATION]
     return []
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """The targets of a bench row: over its peer, and in seconds."""
+    limits = [f"{row['target']:g}×"] if "target" in row else []
+    limits += [f"{row['seconds_target']:g} s"] if "seconds_target" in row else []
+    return ", ".join(limits + (["missed"] if row.get("holds") is False else []))
 
 
 def _measured(rows: list[dict[str, Any]]) -> list[Any]:

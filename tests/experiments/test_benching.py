@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from estimators import LAWS
 from experiments import bench, cli, publish, report, runs
 from experiments.benching import growth, measuring, regressions, sampling
 from experiments.benching import limits as limiting
+from experiments.benching import start as starting
 from experiments.benching.limits import Limits
 from experiments.gpu import cells
-from experiments.pages import summary
+from experiments.pages import benches, summary
 from experiments.training import models
 from theory import operations
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def test_limits_add_up() -> None:
@@ -100,6 +104,20 @@ def test_a_run_that_was_cut_short_keeps_its_groups(small: runs.Run, monkeypatch:
     assert [row for row in run.rows() if row["kind"] == "sampling"] == [row for row in before if row["kind"] == "sampling"]
 
 
+def test_start_up_is_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(starting.subprocess, "run", lambda command, **_: told.append(command[-1]))
+    imported, helped = starting.start(bench.Config(repeats=5))
+    assert told[:3] == ["import torch", "import estimators", "from experiments.cli import main; main(['--help'])"] and len(told) == 18
+    assert imported["name"] == "import estimators" and helped["holds"] and helped["seconds_target"] == 1.0
+
+
+def test_the_map_of_questions_needs_no_torch() -> None:
+    """Which is what makes it quick."""
+    code = "import sys; from experiments.cli import main; main([]); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, timeout=60).returncode == 0
+
+
 # regressions
 
 
@@ -161,3 +179,13 @@ def test_operations_of_a_step_are_those_that_utilisation_counts() -> None:
     assert operations.step(7, h, f, blocks, vocabulary, 64, None) == 7 * (cells.flops_per_token("tiny", 64) - norms)
     step = lambda ratio, lift_every=1: operations.step(1024, h, f, blocks, vocabulary, 64, ratio, lift_every)  # noqa: E731
     assert step(0.125) < step(0.125, lift_every=10**9) < step(None)
+
+
+def test_the_page_shows_what_was_published(small: runs.Run, tmp_path: Path) -> None:
+    assert benches.primitives(tmp_path) == "not yet run"
+    publish.main(publish.Config(run=(small.path,), out=tmp_path))
+    for file in (tmp_path / "bench").iterdir():
+        file.rename(file.with_name(file.name.replace("60m", "60m-primitives")))
+    text = benches.primitives(tmp_path)
+    assert "GFLOP/s" in text and "| sampling | `haar_stiefel` | 128x16 | torch.linalg.qr |" in text
+    assert "| r | 8: 1.00 (1.00), 16:" in text
