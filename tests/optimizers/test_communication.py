@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, distributed, nn
 from estimators import LAWS, Coordinate, FixedBasis, Gaussian, HaarStiefel, Law, SpectralSampling, TopSVD, keyed
 from estimators.error_feedback import ef14
 from optimizers import LawState, law_hook
-from tests.experiments.test_parallel import ENVIRONMENT, ROOT, torchrun
+from tests.conftest import Once
+from tests.experiments.launch import ENVIRONMENT, ROOT, torchrun
 from tests.monte_carlo import assert_mean
 from tests.optimizers.two_processes import Outcome, Scenario
 from theory import mse
@@ -69,11 +71,14 @@ def recorded() -> dict[str, tuple[Scenario, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+def two(once: Once) -> list[dict[str, Outcome]]:
     """What each of two processes saw of all scenarios, in one launch."""
-    folder = tmp_path_factory.mktemp("two")
-    torch.save(SCENARIOS | {name: scenario for name, (scenario, _) in recorded().items()}, folder / "scenarios.pt")
-    subprocess.run(torchrun("tests.optimizers.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=100)
+
+    def launch(folder: Path) -> None:
+        torch.save(SCENARIOS | {name: scenario for name, (scenario, _) in recorded().items()}, folder / "scenarios.pt")
+        subprocess.run(torchrun("tests.optimizers.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=100)
+
+    folder = once("communication", launch)
     return [{name: Outcome(**seen) for name, seen in torch.load(folder / f"{rank}.pt").items()} for rank in (0, 1)]
 
 
