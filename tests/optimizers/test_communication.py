@@ -317,7 +317,7 @@ def statistics(law: type[Law], c: float, G: Tensor, error: float, draws: int) ->
     return torch.stack(rows)
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("one_process", "unchecked")
 @pytest.mark.parametrize("law", [HaarStiefel, Coordinate, Gaussian])
 def test_the_mean_and_the_error_are_those_of_theory(law: type[Law], generator: torch.Generator) -> None:
     """‖G‖²(n/r − 1) for orthonormal columns and ‖G‖²(n + 1)/r for Gaussian ones. 1500 draws see every defect of a third."""
@@ -344,7 +344,7 @@ def test_equal_matrices_have_their_own_draws(generator: torch.Generator) -> None
     assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][0], seen[2][0])
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("one_process", "unchecked")
 @pytest.mark.parametrize("feedback", [False, True])
 def test_steps_on_a_noisy_quadratic(feedback: bool, generator: torch.Generator) -> None:
     """E‖x‖² after 30 steps η = 0.1 from ‖x‖² = 0.1 on ½‖x‖², noise of variance σ² = 1 in the gradient, κ = r/n = 1/4: exactly by recursion, since

@@ -57,6 +57,7 @@ CASES: dict[str, tuple[type[ZerothOrder], dict[str, Any], Callable[[], mse.Decom
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", CASES)
 def test_estimates_have_their_exact_mean_and_error(case: str, generator: torch.Generator) -> None:
     """⟨Ĝ, g⟩/‖g‖² and ‖Ĝ − g‖² over their exact values; 1,200 draws would show it if a factor of two were missing."""
@@ -114,6 +115,7 @@ def predicted(gradients: dict[str, Tensor], law: str, rank: int) -> float:
     return sum(mse.lr(kind, m, 0 * signal, signal, elsewhere=everything - slopes[name]).total for name, (kind, m, signal) in own.items())
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("kind", [Logistic, Block])
 @pytest.mark.parametrize("law", ["haar_stiefel", "gaussian"])
 def test_whole_models_have_their_exact_mean_and_error(kind: type[nn.Module], law: str, generator: torch.Generator) -> None:
