@@ -27,16 +27,12 @@ def inclusion_probabilities(sigma: Float[Tensor, "*layers n"], rank: int, floor:
     lowest = floor * rank / n
     ordered = root.sort(-1).values
     sums = pad(ordered.cumsum(-1), (1, 0))  # from the smallest on: a difference is as exact as its largest term
-
-    def budget_and_rest(floored: Int[Tensor, "*layers n"], unsaturated: Int[Tensor, "*layers n"]) -> tuple[Tensor, Tensor]:
-        """What is left of r for the units between these two ranks, and Σ√σ of them."""
-        return rank - n + unsaturated - lowest * floored, sums.gather(-1, unsaturated) - sums.gather(-1, floored)
-
-    budget, rest = budget_and_rest(torch.searchsorted(ordered, lowest * root, right=True), torch.searchsorted(ordered, root, right=True))
+    between = torch.searchsorted(ordered, lowest * root, right=True), torch.searchsorted(ordered, root, right=True)
+    budget, rest = _free(sums, rank, lowest, *between)
     saturated, floored = budget * root > rest, root <= 0
     zero = floored
     if lowest > 0:
-        budget, rest = budget_and_rest(torch.searchsorted(ordered, root), torch.searchsorted(ordered, root / lowest))
+        budget, rest = _free(sums, rank, lowest, torch.searchsorted(ordered, root), torch.searchsorted(ordered, root / lowest))
         floored = zero | (budget * root <= lowest * rest)
     free = ~(saturated | floored)
     mass = rank - saturated.double().sum(-1, keepdim=True) - lowest * floored.double().sum(-1, keepdim=True)
@@ -45,6 +41,12 @@ def inclusion_probabilities(sigma: Float[Tensor, "*layers n"], rank: int, floor:
     pi = torch.where(saturated, 1.0, torch.where(floored, lowest, share))
     missing = torch.where(total > 0, 0.0, mass.clamp_min(0))
     return torch.where(zero, pi + missing / zero.sum(-1, keepdim=True).clamp_min(1), pi)
+
+
+def _free(sums: Tensor, rank: int, lowest: float, floored: Tensor, unsaturated: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of r for the units between these two ranks, and Σ√σ of them."""
+    n = sums.shape[-1] - 1
+    return rank - n + unsaturated - lowest * floored, sums.gather(-1, unsaturated) - sums.gather(-1, floored)
 
 
 def systematic(pi: Float[Tensor, "*layers n"], rank: int, batch: tuple[int, ...], generator: torch.Generator) -> Int[Tensor, "*draws r"]:

@@ -80,6 +80,7 @@ class Logistic(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(7)
         g = torch.Generator().manual_seed(7)
         self.linear = nn.Linear(5, 3, bias=False).double()
         self.X = torch.randn(40, 5, generator=g, dtype=torch.float64)
