@@ -24,15 +24,17 @@ QUESTIONS = {
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
+    "completion": "a script that completes questions, presets and flags in bash or zsh",
     "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, optimizers, a short training run, and the report of all",
 }
+JSON = "--json"  # after any question
 MODULES = {"memory measure": "footprints"}  # of questions in two words
 
 USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
 
 {questions}
 
-lowrank QUESTION --help lists its fields with units and defaults. Examples:
+lowrank QUESTION --help lists its fields with units and defaults; --json after any question writes its rows for machines. Examples:
   lowrank demo
   lowrank validate --law gaussian haar_stiefel --shapes 12x20 --ratio 0.25
   lowrank validate --model tiny --steps 300
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
         return 0
     words = 2 if " ".join(arguments[:2]) in QUESTIONS else 1
-    question, rest = " ".join(arguments[:words]), arguments[words:]
+    question, rest = " ".join(arguments[:words]), [word for word in arguments[words:] if word != JSON]
     if question not in QUESTIONS:
         return _refuse(f"unknown question {question!r}, known are {', '.join(QUESTIONS)}")
     module = import_module(f"experiments.{MODULES.get(question, question)}")
@@ -83,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"{question}: interrupted; the same command continues with what is not done")
         return 130
 
-    return summary.show(result) if _speaks() else 0
+    if not _speaks():
+        return 0
+    return summary.written(result) if JSON in arguments else summary.show(result)
 
 
 def _parse(question: str, module: Any, arguments: list[str]) -> Any:

@@ -1,4 +1,10 @@
-"""Text to tokens: any sources under their own byte-level BPE, or a given tokenizer, in a folder that training memory-maps."""
+"""Text to tokens: any sources under their own byte-level BPE, or a given tokenizer, in a folder that training memory-maps.
+
+Examples, the first with the default corpus:
+
+    lowrank data --out tokens
+    lowrank data my.jsonl more.txt --vocabulary 32000 --out tokens
+"""
 
 from __future__ import annotations
 

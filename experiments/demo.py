@@ -1,5 +1,9 @@
 """The tour: validate on synthetic matrices and on the gradients of a small LLaMA in training, dynamics, the optimizers in a frame, a short
-training run, one report."""
+training run, one report.
+
+    lowrank demo
+    lowrank demo --smoke
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 Four parts: ``curve`` (exact loss against simulated mean), ``stability`` (growth of E‖Θ‖² below and above the exact boundary), ``lazy`` (one outer
 step of K inner steps in a held subspace), ``feedback`` (literal GradLite, EF14 and none under a rank-r compressor).
+
+    lowrank dynamics
+    lowrank dynamics --n 16 --rank 4 --lr 0.5 --law haar_stiefel gaussian
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Write finished runs as small CSV files with provenance, the only form in which numbers are committed."""
+"""Write finished runs as small CSV files with provenance, the only form in which numbers are committed.
+
+Example:
+
+    lowrank publish runs/compare-tiny-1a2b3c4d
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""One self-contained HTML page from finished runs: verdicts, figures with error bars, tables, configuration and environment."""
+"""One self-contained HTML page from finished runs: verdicts, figures with error bars, tables, configuration and environment.
+
+Examples:
+
+    lowrank report runs/validate-* runs/dynamics-*
+    lowrank report runs/compare-tiny-1a2b3c4d --out comparison.html
+"""
 
 from __future__ import annotations
 

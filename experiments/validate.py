@@ -3,6 +3,11 @@
 ``model = synthetic``: every law's moments, and the error of the estimators built on it, by ``check_law`` and ``check_estimator``.
 ``model = tiny`` or ``smollm2``: the stochastic gradients of every linear layer over N mini-batches; predicted against measured mean squared
 error of every law at several r/n, per layer and summed over the model, and the order of the laws put to the test.
+
+    lowrank validate
+    lowrank validate --law haar_stiefel spectral --shapes 12x20 --ratio 0.25
+    lowrank validate --model tiny --steps 300
+    lowrank validate --model smollm2 --draws 64
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ def show(result: Any) -> int:
         if isinstance(path, Path):
             console.print(f"{'run' if isinstance(item, Run) else 'wrote'}: {path}", highlight=False)
     return code
+
+
+def written(result: Any) -> int:
+    """The outcome of a question's ``main`` as one line of JSON: of a run its path, configuration and rows, of a file its path. The exit code."""
+    results = result if isinstance(result, list) else [result]
+    told: list[dict[str, Any]] = []
+    for item in results:
+        if isinstance(item, Run):
+            told.append({"run": str(item.path), "config": item.config, "rows": item.rows()})
+        elif isinstance(item, Path):
+            told.append({"file": str(item)})
+    print(json.dumps({"results": told}))
+    runs = [item for item in results if isinstance(item, Run)]
+    return int(any(holding < total for run in runs for _, holding, total, _, _ in outcome(run.rows())))
 
 
 def found(run: Run) -> list[Any]:

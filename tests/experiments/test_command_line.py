@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import cli, dynamics, publish, report, runs, validate
+from experiments import cli, completion, dynamics, publish, report, runs, validate
 
 
 def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,3 +178,44 @@ def test_a_check_that_fails_is_exit_code_1(tmp_path: Path, capsys: pytest.Captur
     command = "dynamics --law haar_stiefel --n 6 --rank 3 --steps 10 --ensemble 100 --inner 2 --quiet --runs-dir"
     assert cli.main([*command.split(), str(tmp_path)]) == 1  # too few runs to see what is required: unresolved, so it does not hold
     assert "growth around the stable step" in capsys.readouterr().out.replace("\n", " ")
+
+
+# for machines and shells
+
+
+def test_rows_are_written_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line; as the tables would, the exit code says whether all checks hold. A file that was written has its path."""
+    command = f"memory tiny --sequences 1 --length 8 --accumulate 1 --json --quiet --runs-dir {tmp_path}"
+    assert cli.main(command.split()) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    (told,) = json.loads(line)["results"]
+    assert told["run"].startswith(str(tmp_path)) and told["config"]["model"] == "tiny"
+    assert told["rows"] == runs.load(Path(told["run"])).rows() and told["rows"]
+    assert cli.main(["report", told["run"], "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == [{"file": str(tmp_path / "page.html")}]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["lowrank", "val"], ["validate"]),
+        (["lowrank", "pretrain", "ti"], ["tiny"]),
+        (["lowrank", "pretrain", "tiny", "--refresh"], ["--refresh-every"]),
+        (["lowrank", "memory", "mea"], ["measure"]),
+        (["lowrank", "memory", "measure", "--oper"], ["--operations"]),
+        (["lowrank", "memory", "--world"], ["--world-size"]),
+        (["lowrank", "bench", "--js"], ["--json"]),
+    ],
+)
+def test_shells_complete_what_there_is(typed: list[str], offered: list[str], tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(completion.script("bash"), encoding="utf-8")
+    words = " ".join(f"'{word}'" for word in typed)
+    code = f'source {tmp_path}/script; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _lowrank; echo "${{COMPREPLY[@]}}"'
+    found = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == offered
+
+
+def test_every_question_shows_an_example_of_itself() -> None:
+    for question in cli.QUESTIONS:
+        text = import_module(f"experiments.{cli.MODULES.get(question, question)}").__doc__ or ""
+        assert f"    lowrank {question}" in text, question
