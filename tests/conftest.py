@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
@@ -22,6 +23,8 @@ hook = install_import_hook("estimators", "tests.shapes.checker")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # then kernels are interpreted; read once, when something imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 PEERS = (  # of the published optimizers
     "apollo-torch",
