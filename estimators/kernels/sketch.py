@@ -30,7 +30,7 @@ from estimators.rademacher import Rademacher
 from estimators.sparse_sign import SparseSign
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BLOCK = (128, 32, 64)  # of tokens, of n (a multiple of 32, the bits of a word), of r
+BLOCK = (128, 32, 64)  # of tokens, of n (a multiple of 32, the bits of a word), of r; float32: half the tokens, or registers spill
 WARPS = 8
 
 
@@ -161,17 +161,18 @@ def _sketch(
     tl.store(Y + t[:, None] * y_row + j[None, :], narrowed(total, Y.dtype.element_ty), mask=(t[:, None] < T) & (j[None, :] < r))
 
 
-def sketch(X: Float[Tensor, "T n"], law: Law, key: int, *, block: tuple[int, int, int] = BLOCK) -> Float[Tensor, "T r"]:
+def sketch(X: Float[Tensor, "T n"], law: Law, key: int, *, block: tuple[int, int, int] | None = None) -> Float[Tensor, "T r"]:
     """XV by the kernel, with sums in float32, in the dtype of X (float32, bfloat16 or float16); V is that of ``basis``, rounded to it.
 
-    ``block``: tokens, n and r a program works on, powers of two of at least 16; that of n at least 32. Raises ``ValueError`` for another law,
-    shape, dtype or device, and ``ImportError`` without Triton.
+    ``block``: tokens, n and r a program works on, powers of two of at least 16, that of n at least 32; ``BLOCK`` if None. Raises
+    ``ValueError`` for another law, shape, dtype or device, and ``ImportError`` without Triton.
     """
     call = f"sketch({law})"
     stream, size, bound = entries(law)
     philox.check_key(call, key)
     if X.ndim != 2 or X.shape[1] != law.n:
         raise ValueError(f"{call}: X must be (T, n={law.n}), got shape {tuple(X.shape)}")
+    block = block or (BLOCK[0] // (2 if X.dtype == torch.float32 else 1), *BLOCK[1:])
     BT, BN, BR = block
     if min(block) < 16 or BN < 32 or any(side != launch.power_of_two(side) for side in block):
         raise ValueError(f"{call}: block={block} must be powers of two, at least (16, 32, 16)")

@@ -19,7 +19,7 @@ def grams(batch: int, r: int, generator: torch.Generator) -> Tensor:
     return (lower + lower.tril(-1).mT).to(DEVICE)  # symmetric to the last bit
 
 
-@pytest.mark.parametrize("batch,r", [(3, 1), (2, 5), (3, 16), (2, 17), (1, 64)])
+@pytest.mark.parametrize("batch,r", [(3, 1), (2, 5), (1, 16), (1, 17), (1, 64)])
 def test_the_kernel_is_the_plain_factor(batch: int, r: int, generator: torch.Generator) -> None:
     A = grams(batch, r, generator)
     found, its = cholesky.factor(A), cholesky.plain(A)
@@ -56,7 +56,7 @@ def test_a_matrix_that_is_not_positive_definite_is_told_by_info(generator: torch
     assert cholesky.factor(A).info.tolist() == cholesky.plain(A).info.tolist() == [0, 4, 1, 7, 3]
 
 
-@pytest.mark.parametrize("batch,n,r", [(2, 1, 1), (2, 40, 9), (3, 50, 16), (1, 80, 20)])
+@pytest.mark.parametrize("batch,n,r", [(2, 1, 1), (2, 40, 9), (1, 50, 16), (1, 60, 20)])
 def test_cholesky_qr(batch: int, n: int, r: int, generator: torch.Generator) -> None:
     Z = torch.randn(batch, n, r, generator=generator).to(DEVICE)
     Q, R, info = cholesky.cholesky_qr(Z)

@@ -31,5 +31,16 @@ def test_tensors_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         launch.check("f", {"X": X.cpu()}, (torch.float32,))
 
 
+def test_nothing_but_the_timing_uses_a_kernel() -> None:
+    """None has a measured gain yet; whoever uses one names it here, with the row of the table that says so."""
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("estimators", "optimizers", "experiments")
+        for path in (ROOT / package).rglob("*.py")
+        if "estimators.kernels" in path.read_text(encoding="utf-8") and path.parent.name != "kernels"
+    }
+    assert users == {"experiments/gpu/kernel_cases.py", "experiments/gpu/kernels.py"}
+
+
 def test_powers_of_two() -> None:
     assert [launch.power_of_two(size) for size in (1, 2, 3, 4, 5, 64, 65)] == [1, 2, 4, 4, 8, 64, 128]
