@@ -28,6 +28,13 @@ from estimators.transport import POLICIES, Policy, carry
 from estimators.writing import Lift, Writer
 
 
+def _shown(look: Callable[[str, Tensor, Tensor], None], name: str, layer: LowRankLinear, earlier: Any, X: Tensor, D: Tensor) -> None:
+    layer.observer = None
+    if earlier is not None:
+        earlier(X, D)
+    look(name, X, D)
+
+
 class Conversion:
     """Replace the targeted ``nn.Linear`` modules of ``model`` in place; the handle that drives them.
 
@@ -191,14 +198,7 @@ class Conversion:
         for name in self.layers if names is None else names:
             layer = self.layers[name]
             earlier = layer.observer
-
-            def once(X: Tensor, D: Tensor, name: str = name, layer: LowRankLinear = layer, earlier: Any = earlier) -> None:
-                layer.observer = None
-                if earlier is not None:
-                    earlier(X, D)
-                look(name, X, D)
-
-            layer.observer = once
+            layer.observer = lambda X, D, name=name, layer=layer, earlier=earlier: _shown(look, name, layer, earlier, X, D)
 
     @property
     def watching(self) -> bool:
@@ -231,9 +231,7 @@ class Conversion:
         law, index = self.fitting.law_of(name, layer), self.draws
         self._laws[name] = law
 
-        def redraw() -> Tensor:
-            return keyed.draw(law, self.seed, name, index, device=layer.weight.device, dtype=layer.B.dtype)
-
+        redraw = lambda: keyed.draw(law, self.seed, name, index, device=layer.weight.device, dtype=layer.B.dtype)  # noqa: E731
         layer.hold(redraw() if self.store else None, cast(Callable[[], Tensor], torch.compiler.disable(redraw)))
 
     # checkpoints and the way back

@@ -11,35 +11,42 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-BISECTIONS = 64
+from torch.nn.functional import pad
 
 
 def inclusion_probabilities(sigma: Float[Tensor, "*layers n"], rank: int, floor: float) -> Float[Tensor, "*layers n"]:
-    """π minimising Σσ_i/π_i under Σπ = r, floor·r/n ≤ π_i ≤ 1: π = clip(λ√σ, floor·r/n, 1), λ by bisection, in float64.
+    """π minimising Σσ_i/π_i under Σπ = r, floor·r/n ≤ π_i ≤ 1: π = clip(λ√σ, floor·r/n, 1), λ exactly, in float64.
 
+    Σ clip(λ√σ, …) only grows with λ, so a unit is saturated if the sum is below r where it just saturates, and floored if it is not below r
+    where it just leaves the floor. Both are compared times √σ_i and a tie is free: no unit, however small, loses its π to rounding.
     Zeros among σ share what is left when fewer than r units are positive. Source: arXiv 2603.20632; theory/optimal.py.
     """
     sigma = sigma.double()
     n = sigma.shape[-1]
     root = (sigma / sigma.amax(-1, keepdim=True)).sqrt()
-    positive = root > 0
     lowest = floor * rank / n
-    low = torch.full_like(root[..., :1], rank / n).log()  # here every term is at most r/n
-    high = -torch.where(positive, root, 1.0).amin(-1, keepdim=True).log()  # here every positive unit is saturated
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        over = (middle.exp() * root).clamp(lowest, 1).sum(-1, keepdim=True) > rank
-        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-    raw = high.exp() * root
-    saturated, floored = raw >= 1, raw <= lowest
+    ordered = root.sort(-1).values
+    sums = pad(ordered.cumsum(-1), (1, 0))  # from the smallest on: a difference is as exact as its largest term
+    between = torch.searchsorted(ordered, lowest * root, right=True), torch.searchsorted(ordered, root, right=True)
+    budget, rest = _free(sums, rank, lowest, *between)
+    saturated, floored = budget * root > rest, root <= 0
+    zero = floored
+    if lowest > 0:
+        budget, rest = _free(sums, rank, lowest, torch.searchsorted(ordered, root), torch.searchsorted(ordered, root / lowest))
+        floored = zero | (budget * root <= lowest * rest)
     free = ~(saturated | floored)
     mass = rank - saturated.double().sum(-1, keepdim=True) - lowest * floored.double().sum(-1, keepdim=True)
-    factor = mass / torch.where(free, root, 0.0).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    pi = torch.where(saturated, 1.0, torch.where(floored, lowest, (factor * root).clamp(lowest, 1)))
-    missing = (rank - pi.sum(-1, keepdim=True)).clamp_min(0)
-    zeros = (~positive).sum(-1, keepdim=True).clamp_min(1)
-    return torch.where(positive, pi, pi + missing / zeros)
+    total = torch.where(free, root, 0.0).sum(-1, keepdim=True)
+    share = (mass * root / total.clamp_min(torch.finfo(torch.float64).tiny)).clamp(lowest, 1)
+    pi = torch.where(saturated, 1.0, torch.where(floored, lowest, share))
+    missing = torch.where(total > 0, 0.0, mass.clamp_min(0))
+    return torch.where(zero, pi + missing / zero.sum(-1, keepdim=True).clamp_min(1), pi)
+
+
+def _free(sums: Tensor, rank: int, lowest: float, floored: Tensor, unsaturated: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of r for the units between these two ranks, and Σ√σ of them."""
+    n = sums.shape[-1] - 1
+    return rank - n + unsaturated - lowest * floored, sums.gather(-1, unsaturated) - sums.gather(-1, floored)
 
 
 def systematic(pi: Float[Tensor, "*layers n"], rank: int, batch: tuple[int, ...], generator: torch.Generator) -> Int[Tensor, "*draws r"]:

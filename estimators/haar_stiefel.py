@@ -19,6 +19,8 @@ from torch import Tensor
 
 from estimators.law import Law, scale
 
+FEW = 128  # rows below which the condition number of a Gaussian is often far from its limit
+
 
 @dataclass(frozen=True, eq=False)
 class HaarStiefel(Law):
@@ -34,16 +36,20 @@ class HaarStiefel(Law):
 def orthonormalize(Z: Float[Tensor, "*batch n r"], dimension: int | None = None) -> Float[Tensor, "*batch n r"]:
     """The orthogonal factor Q of Z = QR with diag(R) > 0: Cholesky where Z is well conditioned, Householder where it may not be.
 
-    ``dimension``: of the subspace that the Gaussian columns of Z fill, n unless they were projected. With r ≤ dimension/2 the condition
-    number of Z is about (1+√(r/d))/(1−√(r/d)) ≤ 6; at r = d it is about d, too much for the Gram matrix in float32.
+    ``dimension``: d of the subspace that the Gaussian columns of Z fill, n unless they were projected. The condition number of Z is about
+    (1+√(r/d))/(1−√(r/d)): at most 3 with r ≤ d/4, where one pass of Cholesky loses no digit; at most 6 with r ≤ d/2; at r = d about d, too much
+    for the Gram matrix in float32. Few rows spread more, whose second pass costs nothing.
     """
     n, rank = Z.shape[-2:]
-    return cholesky_qr(Z) if 2 * rank <= (dimension or n) else householder_qr(Z)
+    d = dimension or n
+    if 2 * rank > d:
+        return householder_qr(Z)
+    return cholesky_qr(Z, passes=1 if 4 * rank <= d and d >= FEW else 2)
 
 
-def cholesky_qr(Z: Float[Tensor, "*batch n r"]) -> Float[Tensor, "*batch n r"]:
-    """Q = Z·R⁻¹ with ZᵀZ = RᵀR, done twice: the second pass takes the error from ε·κ(Z)² to ε."""
-    for _ in range(2):
+def cholesky_qr(Z: Float[Tensor, "*batch n r"], passes: int = 2) -> Float[Tensor, "*batch n r"]:
+    """Q = Z·R⁻¹ with ZᵀZ = RᵀR; a second pass takes the error from ε·κ(Z)² to ε."""
+    for _ in range(passes):
         R = torch.linalg.cholesky(Z.mT @ Z).mT
         Z = torch.linalg.solve_triangular(R, Z, upper=True, left=False)
     return Z

@@ -28,6 +28,7 @@ import torch
 from estimators import processes
 
 NOT_IDENTITY = (
+    "compare",
     "runs_dir",
     "shard",
     "quiet",

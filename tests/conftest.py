@@ -6,10 +6,12 @@ it the code and packages that they ran with.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -89,9 +91,33 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, build)``: a folder that ``build`` fills, in the first of several workers that asks for it. The others read it, no more."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made(name: str, build: Callable[[Path], object]) -> Path:
+        folder, done = root / f"once-{name}", root / f"once-{name}.done"
+        with (root / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a worker left that failed
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """As a user has it: annotations are not enforced, so that our own error messages answer wrong input."""
+    """As a user has it: annotations are not enforced, so that our own error messages answer wrong input, or thousands of draws of a few numbers are
+    not slower by half."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

@@ -1,10 +1,10 @@
 """Cholesky factors of many small matrices in one launch, A = LLᵀ with r ≤ 64, their inverses, and Cholesky-QR built on them.
 
-A program holds one matrix. Step k takes l = A_{·k}/√A_kk, subtracts llᵀ from A and, from M (at first I), l_i times row k of M, which was divided
-by L_kk: after r steps M = L⁻¹. Cholesky-QR of Z (n×r) is ZᵀZ = LLᵀ, Q = ZL⁻ᵀ, R = Lᵀ, done twice: the second pass takes the error of QᵀQ
-from ε·κ(Z)² to ε. diag(R) > 0, so Q is the factor that makes a Gaussian Z Haar (estimators/haar_stiefel.py).
-A batch of N moves 3Nr²·4 bytes and does N(r³/3 + r³/3) operations that are no matrix products; the kernel, which works on full r×r blocks, does
-about 6Nr³. Small matrices are bound by the r steps that wait for one another, which a floor of bytes and operations does not know.
+A program holds one matrix. Step k takes l = A_{·k}/√A_kk, subtracts llᵀ from A and, from M (at first I), l_i times row k of M, which was
+divided by L_kk: after r steps M = L⁻¹. Cholesky-QR of Z (n×r) is ZᵀZ = LLᵀ, Q = ZL⁻ᵀ, R = Lᵀ, done twice: the second pass takes the error
+of QᵀQ from ε·κ(Z)² to ε. diag(R) > 0, so Q is the factor that makes a Gaussian Z Haar (estimators/haar_stiefel.py).
+A batch of N moves 3Nr²·4 bytes and does N(r³/3 + r³/3) operations that are no matrix products; the kernel, which works on full r×r blocks,
+does about 6Nr³. Small matrices are bound by the r steps that wait for one another, which a floor of bytes and operations does not know.
 Reference: Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm (2015).
 """
 
@@ -24,8 +24,8 @@ LARGEST = 64  # r
 
 
 class Factor(NamedTuple):
-    """L (batch, r, r), lower triangular with a positive diagonal, L⁻¹, and ``info`` (batch,): 0, or k for the first leading k×k block that is not
-    positive definite, whose L and L⁻¹ say nothing."""
+    """L (batch, r, r), lower triangular with a positive diagonal, L⁻¹, and ``info`` (batch,): 0, or k for the first leading k×k block that
+    is not positive definite, whose L and L⁻¹ say nothing."""
 
     L: Tensor
     inverse: Tensor
@@ -75,8 +75,8 @@ def _factor(A, L, M, info, r, a_batch, a_row, a_column, R: tl.constexpr):
 def factor(A: Float[Tensor, "batch r r"]) -> Factor:
     """L, L⁻¹ and info of every matrix of the batch (float32, r ≤ 64) by the kernel; only the lower triangle of A is read.
 
-    Nothing is raised for a matrix that is not positive definite: ``info`` says so, as from ``torch.linalg.cholesky_ex``, and reading it waits for
-    the device. Raises ``ValueError`` for another shape, dtype or device, and ``ImportError`` without Triton.
+    Nothing is raised for a matrix that is not positive definite: ``info`` says so, as from ``torch.linalg.cholesky_ex``, and reading it
+    waits for the device. Raises ``ValueError`` for another shape, dtype or device, and ``ImportError`` without Triton.
     """
     call = f"factor(A of shape {tuple(A.shape)})"
     if A.ndim != 3 or A.shape[1] != A.shape[2] or not 1 <= A.shape[1] <= LARGEST:
@@ -93,7 +93,7 @@ def factor(A: Float[Tensor, "batch r r"]) -> Factor:
 
 
 class Orthonormal(NamedTuple):
-    """Z = QR: Q (batch, n, r) with QᵀQ = I, R (batch, r, r) upper triangular with a positive diagonal, and ``info`` (batch,) of the first pass."""
+    """Z = QR: Q (batch, n, r) with QᵀQ = I, R (batch, r, r) upper triangular, diagonal positive, ``info`` (batch,) of the first pass."""
 
     Q: Tensor
     R: Tensor
@@ -103,8 +103,8 @@ class Orthonormal(NamedTuple):
 def cholesky_qr(Z: Float[Tensor, "batch n r"]) -> Orthonormal:
     """The QR factors of every Z (float32, r ≤ min(n, 64)) by the kernel and products of torch, in two passes.
 
-    For Z of condition number up to about 10³: beyond, ZᵀZ is not positive definite in float32 and ``info`` says so. Raises ``ValueError`` for
-    another shape, dtype or device, and ``ImportError`` without Triton.
+    For Z of condition number up to about 10³: beyond, ZᵀZ is not positive definite in float32 and ``info`` says so. Raises ``ValueError``
+    for another shape, dtype or device, and ``ImportError`` without Triton.
     """
     return _twice(f"cholesky_qr(Z of shape {tuple(Z.shape)})", Z, factor)
 

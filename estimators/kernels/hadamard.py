@@ -1,9 +1,9 @@
 """The fast Walsh–Hadamard transform of rows: Y = XH/√n, H_kl = (−1)^popcount(k & l), n a power of two.
 
-log₂n stages; in the one of half-width h the entries k and k + h of a block of 2h become their sum and their difference. H/√n is symmetric and
-orthonormal, so applying it twice gives X back. A program holds its rows in registers from the first stage to the last.
-Moves 2Tn·itemsize bytes, does Tn·log₂n additions and Tn products with 1/√n; sums are in float32, in the order of ``plain``, so the two agree
-to the last bit. Reference: Fino & Algazi (1976); the transform of estimators/subsampled_transform.py.
+log₂n stages; in the one of half-width h the entries k and k + h of a block of 2h become their sum and their difference. H/√n is symmetric
+and orthonormal, so applying it twice gives X back. A program holds its rows in registers from the first stage to the last.
+Moves 2Tn·itemsize bytes, does Tn·log₂n additions and Tn products with 1/√n; sums are in float32, in the order of ``plain``, so the two
+agree to the last bit. Reference: Fino & Algazi (1976); the transform of estimators/subsampled_transform.py.
 """
 
 from __future__ import annotations

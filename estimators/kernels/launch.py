@@ -27,7 +27,7 @@ MISSING = "the kernels need Triton: pip install 'lowrank-gradients[kernels]'"
 class Cost(NamedTuple):
     """What a computation cannot avoid.
 
-    ``bytes``: read and written once; ``products``: operations of matrix products, 2 a multiply-add; ``others``: all other 32-bit operations.
+    ``bytes``: read and written once; ``products``: operations of matrix products, 2 a multiply-add; ``others``: other 32-bit operations.
     """
 
     bytes: int
@@ -56,8 +56,8 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 @jit
 @no_type_check
 def dot(a, b, total):
-    """total + ab, products and sums in float32. Triton's interpreter multiplies the bit patterns of bfloat16, so it is given float32 copies,
-    in which such products are exact."""
+    """total + ab, products and sums in float32. Triton's interpreter multiplies the bit patterns of bfloat16, so it is given float32
+    copies, in which such products are exact."""
     if BY_BITS:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")

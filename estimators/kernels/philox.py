@@ -49,7 +49,7 @@ def check_key(call: str, key: int) -> None:
 
 
 def words(key: int, c0: Int[Tensor, "*a"], c1: Int[Tensor, "*b"], stream: int, c3: int = 0) -> Int[Tensor, "... 4"]:
-    """The four words of the counters (c0, c1, stream, c3), as int64 in [0, 2³²); c0 and c1 are broadcast. ``key``: 64 bits, not negative."""
+    """The four words of the counters (c0, c1, stream, c3), as int64 in [0, 2³²); c0 and c1 are broadcast. ``key``: 64 bits, ≥ 0."""
     c0, c1 = torch.broadcast_tensors(c0, c1)
     counter = [
         c0.long() & WORD,

@@ -1,9 +1,9 @@
 """The lift W ← round(W + BVᵀ) of a bfloat16 W (m×n), rounded stochastically, without a float32 copy of W.
 
-With x the float32 value of W + BVᵀ and u a uniform 16-bit number, the result is the upper half of the bits of x + u, u added to the bits: the
-lower half of x carries into the upper with probability (lower half)/2¹⁶ = (|x| − inner)/(outer − inner) of its two neighbours in bfloat16.
-Unbiased because that is the probability that makes E[round(x)] = x: exactly, not up to the resolution of a float uniform, since x has only 16
-bits below bfloat16. What the format holds has a lower half of zeros and stays; infinite and NaN entries, and those beyond the largest
+With x the float32 value of W + BVᵀ and u a uniform 16-bit number, the result is the upper half of the bits of x + u, u added to the bits:
+the lower half of x carries into the upper with probability (lower half)/2¹⁶ = (|x| − inner)/(outer − inner) of its two neighbours.
+Unbiased because that is the probability that makes E[round(x)] = x: exactly, not up to the resolution of a float uniform, since x has only
+16 bits below bfloat16. What the format holds has a lower half of zeros and stays; infinite and NaN entries, and those beyond the largest
 finite number, are cast as by estimators/rounding.py. Variance: (x − lower)(upper − x).
 u is half e mod 2 of word ⌊e/2⌋, e = j mod 8, of the Philox counter (⌊j/8⌋, i, ROUNDING, 0): a function of key, i and j alone.
 

@@ -6,9 +6,9 @@ w₀ … w₃ of the counter (⌊j/4⌋, i, stream, 0), entry (i, j) is, for w =
 Rademacher needs one bit an entry: bit i mod 32 of w_{j mod 4} of the counter (⌊j/4⌋, ⌊i/32⌋, stream, 0), a = √(c/r).
 Unbiased because entries are independent, centred and of variance c/r: E[VVᵀ] = cI, as for the laws of the same names.
 
-Moves (Tn + Tr)·itemsize bytes and does 2Tnr operations in products. Making V once is nr·g operations, g = 45 for Gaussian, 28 for sparse and
-about 5 for plain signs; a row of blocks makes all of V again, so a launch does ⌈T/128⌉·nr·g of them. That is Tnr·g/128: beside tensor cores, which
-are some 30 times faster than 32-bit arithmetic, it dominates for Gaussian V, and the gain is then memory (nr numbers), not time.
+Moves (Tn + Tr)·itemsize bytes and does 2Tnr operations in products. Making V once is nr·g operations, g = 45 for Gaussian, 28 for sparse
+and about 5 for plain signs; a row of blocks makes all of V again, so a launch does ⌈T/128⌉·nr·g of them. That is Tnr·g/128: beside tensor
+cores, which are some 30 times faster than 32-bit arithmetic, it dominates for Gaussian V, and the gain is then memory (nr numbers).
 Reference: Philox as in estimators/kernels/philox.py; laws of estimators/gaussian.py, rademacher.py, sparse_sign.py.
 """
 

@@ -25,7 +25,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Contenders:
-    """Calls that give the same result, and what none of them can avoid. ``today``: what the package does now where that is something else."""
+    """Calls that give the same result, and what none can avoid. ``today``: what the package does now where that is something else."""
 
     kernel: Call
     plain: Call
@@ -112,12 +112,12 @@ def factors(case: Case, device: torch.device) -> Contenders:
 
 
 def orthonormal(case: Case, device: torch.device) -> Contenders:
-    """Q and R in two passes; today's gives Q alone. Needs Z read and Q written once, and four products and two factors."""
+    """Q and R in two passes; today's gives Q alone, of tall Z in one. Needs Z read and Q written once, four products, two factors."""
     batch, n, r = (case.shape[name] for name in ("batch", "n", "r"))
     Z = case.normal(device, batch, n, r)
     needs = Cost(2 * Z.nbytes + batch * r * r * 4, 4 * 2 * batch * n * r * r, 2 * cholesky.cost(batch, r).others)
     kernel, plain = functools.partial(cholesky.cholesky_qr, Z), functools.partial(cholesky.plain_qr, Z)
-    return Contenders(kernel, plain, needs, _tolerance(case), lambda: haar_stiefel.cholesky_qr(Z))
+    return Contenders(kernel, plain, needs, _tolerance(case), lambda: haar_stiefel.orthonormalize(Z))
 
 
 def plan(T: int, sizes: tuple[int, ...], matrices: tuple[tuple[int, int], ...], ranks: tuple[int, ...], batch: int) -> tuple[Case, ...]:

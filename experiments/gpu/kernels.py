@@ -3,11 +3,11 @@
     python -m experiments.gpu.kernels --out kernels.json                 # the same command goes on where the last one stopped
     python -m experiments.gpu.kernels --out kernels.json --publish       # rows → results/gpu/kernels.csv; then `make readme`
 
-Fixed before any of it was run: the shapes below; a kernel first has to agree with its plain version on the device; then all are timed in turn,
-``repeats`` rounds of as many queued calls as fill 2 ms, after two that are not counted. ``holds``: the median over the rounds of the time over
-that of the compiled plain version is below 1; a kernel of which this is not true in the shapes it is for is not kept. The floor of a row is
-its ``Cost`` at the bandwidth of a copy and the rates of large matrix products, measured in the same call; operands that stay in the cache
-from one call to the next may beat it. ``compiled`` has its key compiled in, so it is timed at its best.
+Fixed before any of it was run: the shapes in ``kernel_cases``; a kernel first has to agree with its plain version on the device; then all
+are timed in turn, ``repeats`` rounds of as many queued calls as fill 2 ms, after two that are not counted. ``holds``: the median over the
+rounds of the time over that of the compiled plain version is below 1; a kernel of which this is not true in the shapes it is for goes. The
+floor of a row is its ``Cost`` at the bandwidth of a copy and the rates of large matrix products, measured in the same call; operands that
+stay in the cache from one call to the next may beat it. ``compiled`` has its key compiled in, so it is timed at its best.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _often(call: Callable[[], Any], count: int) -> None:
 def work(
     out: Path, cases: tuple[Case, ...], device: torch.device, *, minutes: float = MINUTES, repeats: int = REPEATS
 ) -> list[dict[str, Any]]:
-    """Measure what ``out`` does not have yet until the time is over; returns all rows. A failure is recorded, and tried again by the next call."""
+    """Measure what ``out`` does not have yet until the time is over; returns all rows. A failure is recorded, and tried again next time."""
     end = time.monotonic() + 60 * minutes
     rows = read(out)
     done = {row["case"] for row in rows if row["status"] == "done"}

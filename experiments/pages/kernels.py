@@ -25,8 +25,9 @@ def markdown(results: Path = RESULTS) -> str:
     if done:
         first = done[0]
         lines += [
-            f"Device: {', '.join(sorted({str(row['device']) for row in done}))}; a copy moves {first['bandwidth'] / 1e12:.2f} TB/s, products of "
-            f"matrices do {first['fp32_flops'] / 1e12:.0f} (float32) and {first['bf16_flops'] / 1e12:.0f} (bfloat16) · 10¹² operations a second. "
+            f"Device: {', '.join(sorted({str(row['device']) for row in done}))}; a copy moves {first['bandwidth'] / 1e12:.2f} TB/s, "
+            f"products do {first['fp32_flops'] / 1e12:.0f} (float32) and {first['bf16_flops'] / 1e12:.0f} (bfloat16) · 10¹² operations "
+            "a second. "
             f"Times in µs, median of {first['repeats']:.0f} rounds in turn; ratio: kernel over compiled, with quartiles.",
             "",
         ]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import runs
-from experiments.pages import comparisons, figures_training, footprints
+from experiments.pages import comparisons, figures_bench, figures_training, footprints
 from experiments.pages.page import details_block, figure, records, table, verdict
 
 
@@ -107,10 +107,15 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     """Ratios to the named peer, one table a group."""
     judged = [row for row in rows if "holds" in row]
     titles = {
+        "machine": "What the machine does a second: operations, bytes, normal numbers",
+        "sampling": "Drawing V; share: of what the machine's limits allow",
+        "measure": "100 000 draws of the estimator's moments, over a loop",
         "layer": "One layer, forward and backward, over nn.Linear",
         "step": "One optimizer step, over full AdamW",
         "memory": "Bytes saved for the backward pass by the linear layers of the blocks, over nn.Linear",
         "refresh": "What a redraw costs",
+        "growth": "How the cost grows; predicted: by operations",
+        "start": "Until the command answers and the package is imported, over import torch",
         "optimizers": "Updates of the optimizers in a frame alone",
         "live": "A step that is measured live, over one that is not; share: of a run that measures one step in 100",
     }
@@ -120,6 +125,12 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         if mine:
             columns = list(dict.fromkeys(key for row in mine for key in row))
             text += f"<h3>{title}</h3>" + table([{key: row.get(key) for key in columns} for row in mine])
+    if any("ratio_q1" in row for row in rows):
+        text += figure(lambda: figures_bench.ratios(rows), "Medians and quartiles over the named peer; a bar is what was to be reached.")
+    if any(row["kind"] == "growth" for row in rows):
+        text += figure(
+            lambda: figures_bench.growth(rows), "Measured (points) and predicted by operations (lines), over the first point of each."
+        )
     return text
 
 

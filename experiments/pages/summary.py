@@ -77,18 +77,25 @@ def found(run: Run) -> list[Any]:
             told = finetuning.lines(finetuning.merged(kinds), run.config["head"] == "response")
             return [_plain("on the test examples", tuple(told[0]), [tuple(line.values()) for line in told]), finetuning.asked(run.config)]
         case "bench":
-            shown = [row for row in rows if "ratio" in row]
+            shown = [row for row in rows if "ratio" in row and row["kind"] != "regression"]
             lines = [
                 (
                     row["kind"],
-                    row["name"],
+                    row["name"] + (f" = {row['value']}" if "value" in row else ""),
+                    row.get("shape", ""),
                     row.get("over", "peer"),
                     f"{row['ratio']:.2f}×",
-                    f"{row['target']:g}×" if "target" in row else "",
+                    _asked(row),
+                    f"{100 * row['share']:.0f} %" if "share" in row and row["kind"] != "live" else "",
                 )
                 for row in shown
             ]
-            return [_plain("side by side", ("what", "name", "over", "ratio", "target"), lines)]
+            slower = [
+                f"slower than before: {row['group']} {row['name']} over {row.get('over', 'peer')}, {row['before']:.2f}× → {row['ratio']:.2f}×"
+                for row in rows
+                if row["kind"] == "regression"
+            ]
+            return [_plain("side by side", ("what", "name", "shape", "over", "ratio", "target", "of the limit"), lines), *slower]
         case "memory" if any(row["kind"] in footprints.KINDS for row in rows):
             return _measured(rows)
         case "memory":
@@ -99,6 +106,13 @@ def found(run: Run) -> list[Any]:
             tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both]
             return [*tables, optimizers.EXPLANATION]
     return []
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """The targets of a bench row: over its peer, and in seconds."""
+    limits = [f"{row['target']:g}×"] if "target" in row else []
+    limits += [f"{row['seconds_target']:g} s"] if "seconds_target" in row else []
+    return ", ".join(limits + (["missed"] if row.get("holds") is False else []))
 
 
 def _measured(rows: list[dict[str, Any]]) -> list[Any]:

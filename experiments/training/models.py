@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -45,9 +49,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank litera
 }
 
 
-def build(preset: str, seed: int) -> LlamaForCausalLM:
-    """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was)."""
-    config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, use_cache=False, attn_implementation="sdpa")  # pyright: ignore[reportCallIssue]
+def build(preset: str, seed: int, **changes: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights that depend on ``seed`` only (the global generator is left as it was); ``changes``: to sizes of the preset."""
+    config = LlamaConfig(**{**PRESETS[preset], **changes}, tie_word_embeddings=False, use_cache=False, attn_implementation="sdpa")  # pyright: ignore[reportCallIssue]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
@@ -108,9 +112,15 @@ def smollm2_files() -> tuple[Path, dict[str, Any]]:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """While transformers load a model: its progress bars do not ask whether anyone is watching."""
+    """While transformers load a model: its progress bars do not ask whether anyone is watching, and of a GGUF file it reads the fields and the names
+    of tensors time and again, for the configuration, the tokenizer, the weights and each module. Here once, half of the time."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        if find_spec("gguf"):
+            gguf = import_module("gguf")
+            for name in ("GGUFReader", "get_tensor_name_map"):
+                stack.enter_context(patch.object(gguf, name, functools.cache(getattr(gguf, name))))
         yield
 
 

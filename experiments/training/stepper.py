@@ -31,9 +31,9 @@ class Task:
     loss: Callable[[], Tensor]
 
 
-def language(settings: Config, device: torch.device) -> Task:
-    """Next tokens of ``sequences`` × ``length`` random tokens, by a LLaMA preset."""
-    model = models.build(settings.model, settings.seed).to(device)  # pyright: ignore[reportArgumentType]
+def language(settings: Config, device: torch.device, **changes: int) -> Task:
+    """Next tokens of ``sequences`` × ``length`` random tokens, by a LLaMA preset; ``changes``: to its sizes."""
+    model = models.build(settings.model, settings.seed, **changes).to(device)  # pyright: ignore[reportArgumentType]
     if settings.precision == "bf16_weights":
         model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None)

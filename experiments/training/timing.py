@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 
-def pairs(peer: Callable[[], None], others: dict[str, Callable[[], None]], device: torch.device, repeats: int) -> list[dict[str, Any]]:
+def pairs(peer: Callable[[], Any], others: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Seconds of ``peer`` and each other, one after the other ``repeats`` times; ratios are medians of the ratios within a round."""
     everyone = {"peer": peer, **others}
     times: dict[str, list[float]] = {name: [] for name in everyone}

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import Once
 from tests.estimators.two_processes import X, gradients, made
-from tests.experiments.test_parallel import ENVIRONMENT, ROOT, torchrun
+from tests.experiments.launch import ENVIRONMENT, ROOT, torchrun
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Tensor]]:
-    folder = tmp_path_factory.mktemp("two")
-    subprocess.run(torchrun("tests.estimators.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=100)
-    return torch.load(Path(folder) / "gradients.pt")
+def two(once: Once) -> dict[tuple[str, str], list[Tensor]]:
+    def launch(folder: Path) -> None:
+        subprocess.run(torchrun("tests.estimators.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=100)
+
+    return torch.load(once("compressed", launch) / "gradients.pt")
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

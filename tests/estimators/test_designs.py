@@ -20,10 +20,33 @@ from theory import optimal, spectral
     floor=st.sampled_from([0.0, 1e-3, 0.3]),
 )
 def test_probabilities_agree_with_theory(sigma: list[float], rank: int, floor: float) -> None:
-    """Two algorithms, bisection here and sorting there, one answer."""
+    """Two algorithms, all units at once here and one after the other there, one answer."""
     rank = min(rank, len(sigma))
     ours = inclusion_probabilities(torch.tensor(sigma, dtype=torch.float64), rank, floor)
     np.testing.assert_allclose(ours.numpy(), optimal.inclusion_probabilities(sigma, rank, floor), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("rank", [1, 2, 17, 63, 64])
+@pytest.mark.parametrize("zeros", [0, 5])
+def test_spectra_over_twenty_orders_of_magnitude(zeros: int, rank: int, floor: float, generator: torch.Generator) -> None:
+    """The smallest π, down to 1e-10 of the largest, is as exact as any. Many layers at once, half of them with equal eigenvalues among others."""
+    exponents = -20 * torch.rand(16, 64, generator=generator, dtype=torch.float64)
+    exponents[8:] = exponents[8:].round()
+    sigma = 10**exponents
+    sigma[:, :zeros] = 0
+    ours = inclusion_probabilities(sigma, rank, floor).numpy()
+    for mine, spectrum in zip(ours, sigma.numpy(), strict=True):
+        expected = optimal.inclusion_probabilities(spectrum, rank, floor)
+        np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=0)
+        assert bool((mine[spectrum > 0] > 0).all()) and mine.sum() == pytest.approx(rank, rel=1e-12)
+
+
+def test_no_unit_is_lost_to_rounding() -> None:
+    """1 + 1e-17 is 1 in float64, and yet the second unit is drawn once in 1e17 times."""
+    np.testing.assert_allclose(
+        inclusion_probabilities(torch.tensor([1.0, 1e-34], dtype=torch.float64), 1, 0.0).numpy(), [1.0, 1e-17], rtol=1e-9
+    )
 
 
 def test_probabilities_are_batched() -> None:

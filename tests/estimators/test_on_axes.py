@@ -72,6 +72,7 @@ def test_a_rule_says_whether_it_is_biased(axis: str, law: str) -> None:
     assert (abs(expected.alignment - 1) < 1e-9 and expected.bias < 1e-18) is LAWS[law].unbiased is AXES[axis](law, R).unbiased
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("law", ["gaussian", "coordinate", "spectral", "top_svd"])
 @pytest.mark.parametrize("axis", AXES)
 def test_steps_of_a_layer_have_the_mean_and_error_of_theory(axis: str, law: str) -> None:
@@ -79,6 +80,7 @@ def test_steps_of_a_layer_have_the_mean_and_error_of_theory(axis: str, law: str)
     assert agree(seen(AXES[axis](law, R), 2500), predicted(axis, LAWS[law]), 0.4)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("mutant", [{"fixed": True}, {"factor": 1.25}, {"factor": R / T}], ids=str)
 def test_a_wrong_layer_is_rejected(mutant: dict[str, float]) -> None:
     """One draw for all steps, a wrong scale, no scale."""

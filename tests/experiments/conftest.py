@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from experiments import runs
 from experiments.text import corpus, tokens
+from tests.conftest import Once
 from tests.experiments import small_models
 from tests.experiments.test_data import texts, write_jsonl
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """Hundreds of small runs start here: the machine's rate is that of small products, and git is asked once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.training.cost.SIZE", 128)
+        patch.setattr("experiments.training.cost.SMALL", 32)
+        patch.setattr(runs, "_git", functools.cache(runs._git))
+        yield
 
 
 @pytest.fixture
@@ -35,10 +49,18 @@ def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def text(once: Once) -> Path:
     """A token folder of some 18 000 training and 370 held-out tokens, 300 entries, beside the file ``few.jsonl`` that it was built from."""
-    folder = tmp_path_factory.mktemp("text")
-    return tokens.build(folder / "text", (str(write_jsonl(folder / "few.jsonl", texts(1500))),), 300).folder
+    build = lambda folder: tokens.build(folder / "text", (str(write_jsonl(folder / "few.jsonl", texts(1500))),), 300)  # noqa: E731
+    return once("text", build) / "text"
+
+
+@pytest.fixture(scope="session")
+def two(text: Path, once: Once) -> Path:
+    """What two processes left of all that is trained, measured and refused by two, in one launch."""
+    from tests.experiments.launch import launch  # not before pytest has set its assertions up
+
+    return once("two", lambda folder: launch(folder, text))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments import bench, compare, pretrain, publish, report, runs
+from experiments.benching import training
 from experiments.comparison import grid
 from experiments.pages import summary
 from experiments.training.timing import pairs
@@ -33,12 +34,12 @@ def test_saved_bytes_are_those_of_XV_and_of_X_counted_once(tmp_path: Path) -> No
     """Of a block, nn.Linear saves the inputs of q/k/v, o, gate/up (T×h each) and down (T×i); LowRankLinear T×r for each of its seven."""
     config = small(tmp_path, "memory")
     tokens, h, i, blocks = 2 * 31, 128, 352, 4
-    rows = {row["name"]: row for row in bench.memory(config, CPU)}
+    rows = {row["name"]: row for row in training.memory(config, CPU)}
     assert rows["peer"]["saved_bytes"] == 4 * blocks * tokens * (3 * h + i)
     assert rows["peer"]["saved_bytes_layer_by_layer"] == 4 * blocks * tokens * (6 * h + i)
     for law in config.law:
         assert rows[law]["saved_bytes"] == 4 * blocks * tokens * (6 * h // 8 + i // 8)
-        assert rows[law]["holds"] and rows[law]["ratio"] < bench.MEMORY_TARGET
+        assert rows[law]["holds"] and rows[law]["ratio"] < training.MEMORY_TARGET
     assert rows["lora"]["saved_bytes"] > rows["peer"]["saved_bytes"], "LoRA keeps X and XAᵀ"
 
 
@@ -49,7 +50,7 @@ def test_a_bench_is_measured_judged_shown_and_published(tmp_path: Path, capsys: 
     assert list(step) == ["peer", "haar_stiefel", "spectral", "spectral online", "lora"]
     assert all(row["seconds"] > 0 for row in step.values())
     for law in ("haar_stiefel", "spectral"):
-        assert step[law]["holds"] == (step[law]["ratio_with_redraws"] <= bench.STEP_TARGET)
+        assert step[law]["holds"] == (step[law]["ratio_with_redraws"] <= training.STEP_TARGET)
         assert step[law]["ratio_with_redraws"] >= step[law]["ratio"] and step[law]["state_bytes"] < step["peer"]["state_bytes"]
     refresh = {row["name"]: row for row in rows if row["kind"] == "refresh"}
     assert refresh["haar_stiefel"]["known_bytes"] == 0 < refresh["spectral"]["known_bytes"] < refresh["spectral online"]["known_bytes"]
@@ -88,7 +89,7 @@ def test_training_and_comparison_reach_report_and_results(text: Path, tmp_path: 
 
 
 def test_a_measured_step_costs_more_and_its_share_is_judged(tmp_path: Path) -> None:
-    rows = bench.live(small(tmp_path, "live"), CPU)
+    rows = training.live(small(tmp_path, "live"), CPU)
     assert [row["name"] for row in rows] == ["haar_stiefel", "spectral"]
     for row in rows:
         assert row["share"] == pytest.approx((row["ratio"] - 1) / 100) and row["holds"] == (row["share"] <= 0.03)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+import tests.estimators.kernels.device  # noqa: F401  skips where kernels cannot run
 from experiments.gpu import kernel_cases, kernels
 from experiments.gpu.kernel_cases import CASES, SMALL
 from experiments.pages import kernels as page
 
-pytest.importorskip("triton")
 CPU = torch.device("cpu")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from experiments import cli, memory, publish, runs
 from experiments.memory import Config
 from experiments.pages import summary
 from experiments.training import footprint
-from tests.experiments.test_parallel import ENVIRONMENT, ROOT, torchrun
+from tests.experiments.launch import MEASURED
 
 CPU = torch.device("cpu")
 HERE: dict[str, Any] = {"sequences": 8, "length": 128, "accumulate": 1, "device": "cpu", "quiet": True}
@@ -173,15 +172,12 @@ def test_a_gpu_is_predicted_without_one(tmp_path: Path) -> None:
     assert rows[0]["moment"] == "optimizer step" and rows[0]["total"] > rows[1]["total"]
 
 
-@pytest.mark.parametrize("shard, accumulate", [("ddp", 1), ("ddp", 2), ("fsdp", 1)])
-def test_two_devices_hold_what_is_predicted(shard: str, accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MEASURED)
+def test_two_devices_hold_what_is_predicted(name: str, two: Path) -> None:
     """Of sharded micro-batches what gloo's own threads release is not seen; that case is derived, not measured."""
-    flags = f"9m --world-size 2 --shard {shard} --accumulate {accumulate} --sequences 8 --length 32 --measure --quiet --device cpu"
-    command = torchrun("experiments.memory", *flags.split(), "--runs-dir", str(tmp_path))
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=200, capture_output=True)
-    (path,) = tmp_path.iterdir()
+    (path,) = (two / f"memory {name}").iterdir()
     (row,) = (row for row in runs.load(path).rows() if row["kind"] == "measured")
-    assert row["holds"] and row["world_size"] == 2 and row["shard"] == shard, row
+    assert row["holds"] and row["world_size"] == 2 and row["shard"] == MEASURED[name]["shard"], row
 
 
 def test_sizes_are_shown_in_binary_units() -> None:

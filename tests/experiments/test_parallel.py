@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,74 +18,9 @@ from experiments import cli, memory, pretrain, runs
 from experiments.training import feed, models, parallel
 from experiments.training.methods import METHODS
 from experiments.training.traffic import Traffic
+from tests.experiments.launch import REFUSED, SCENARIOS, STEPS, interrupted, interrupted_command
 from tests.experiments.test_pretrain import few, losses
 from theory import communication
-
-ROOT = Path(__file__).parents[2]
-FSDP: dict[str, Any] = {"shard": "fsdp"}
-SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and by two
-    "haar ddp": {"accumulate": 2, "sequences": 4},
-    "haar fsdp": {"accumulate": 2, "sequences": 4, **FSDP},
-    "lift fsdp": {"lift_every": 2, "state": "reproject_both", "optimizer": "sgd", "weight_decay": 0.1, **FSDP},
-    "recompute fsdp": {"checkpoint_activations": True, "store": False, "state": "row_scale", **FSDP},
-    "svd ddp": {"law": "top_svd", "rank": 4},
-    "svd fsdp": {"law": "top_svd", "rank": 4, **FSDP},
-    "online ddp": {"law": "spectral", "rank": 4, "keep": 1.0, "online": 0.5, "basis_every": 2},
-    "spectral fsdp": {"law": "spectral", "rank": 4, "keep": 1.0, "save_model": True, **FSDP},
-    "adamw fsdp": {"method": "adamw", **FSDP},
-    "adamw ddp": {"method": "adamw"},
-    "relora ddp": {"method": "relora"},
-    "relora fsdp": {"method": "relora", "save_model": True, **FSDP},
-    "live ddp": {"measure_every": 2, "sequences": 4},
-    "moved fsdp": {"checkpoint_every": 2, "refresh_every": 4, "lift_every": 3, **FSDP},  # saved between two lifts, B not zero
-    "lora fsdp": {"method": "lora", **FSDP},
-    "bf16 ddp": {"precision": "bf16"},
-    "bf16 fsdp": {"precision": "bf16", **FSDP},
-    "moved ddp": {"checkpoint_every": 2, "law": "spectral", "rank": 4, "keep": 1.0},
-    "galore ddp": {"method": "galore", "rank": 4},
-    "ldadam ddp": {"method": "ldadam", "rank": 4},
-    "spectral_adam ddp": {"method": "spectral_adam", "rank": 4},
-    "gradlite ddp": {"method": "gradlite", "rank": 4},
-    "gradlite_static ddp": {"method": "gradlite_static", "rank": 0.25},
-    "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
-}
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "uneven": ({"sequences": 3}, "3 sequences cannot be divided among 2"),
-    "master fsdp": ({"precision": "bf16_weights", **FSDP}, "float32 factors beside its weights"),
-    "eight fsdp": ({"optimizer": "adamw8bit", **FSDP}, "states of adamw8bit cannot be sharded"),
-    "galore fsdp": ({"method": "galore", **FSDP}, "the projector of galore needs whole gradients"),
-    "gradlite_law fsdp": ({"method": "gradlite_law", **FSDP}, "the projector of gradlite_law needs whole gradients"),
-    "online fsdp": ({"law": "spectral", "online": 0.5, **FSDP}, "sees whole sketches"),
-}
-
-
-def torchrun(*arguments: str, processes: int = 2) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return [*command, *arguments]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def two(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All scenarios trained by two processes, in one launch; what one process began stands in "back fsdp" and "back ddp"."""
-    folder = tmp_path_factory.mktemp("two")
-    fields = SCENARIOS | {name: some for name, (some, _) in REFUSED.items()}
-    configs = {name: few(text, folder / name, **some) for name, some in fields.items()}
-    for kind in ("fsdp", "ddp"):
-        config = replace(configs[f"moved {kind}"], runs_dir=folder / f"back {kind}")
-        interrupted(pretrain.main(config))
-        configs[f"back {kind}"] = config
-    (folder / "configs.pickle").write_bytes(pickle.dumps(configs))
-    subprocess.run(torchrun("tests.experiments.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500)
-    return folder
-
-
-def interrupted(run: runs.Run) -> None:
-    """As if it had died after the last checkpoint."""
-    (run.path / "DONE").unlink()
-    run.keep([row for row in run.rows() if row["step"] <= 2])
 
 
 def trained(two: Path, name: str) -> runs.Run:
@@ -270,34 +199,25 @@ def test_a_sharded_model_is_exported_whole(two: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_an_interrupted_launch_continues_with_one_process(text: Path, tmp_path: Path) -> None:
+def test_an_interrupted_launch_continues_with_one_process(two: Path, text: Path, tmp_path: Path) -> None:
     """SIGINT at torchrun reaches the processes as SIGTERM; they agree on the step after which they save."""
-    flags = "tiny --steps 120 --sequences 2 --length 16 --refresh-every 5 --eval-tokens 256 --measure-every 0 --checkpoint-every 0 --quiet"
-    arguments = [*flags.split(), "--data", str(text), "--runs-dir", str(tmp_path), "--device", "cpu"]
-    process = subprocess.Popen(torchrun("experiments.pretrain", *arguments), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any(row["step"] >= 3 for path in tmp_path.iterdir() for row in runs.read_rows(path)):
-        assert time.monotonic() < deadline and process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
-    (path,) = tmp_path.iterdir()
+    (path,) = (two / "interrupted").iterdir()
     (saved,) = (path / "checkpoints").iterdir()
     steps = int(saved.name.rsplit("-", 1)[1])
-    assert 3 <= steps < 120 and not (path / "DONE").exists()
+    assert 3 <= steps < STEPS and not (path / "DONE").exists() and (two / "code").read_text(encoding="utf-8") != "0"
     rows = [row for row in runs.read_rows(path) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
-    assert cli.main(["pretrain", *arguments]) == 0
+    shutil.copytree(two / "interrupted", tmp_path / "interrupted")
+    (path,) = (tmp_path / "interrupted").iterdir()
+    assert cli.main(interrupted_command(text, tmp_path)) == 0
     whole = [row for row in runs.read_rows(path) if row["kind"] == "train"]
-    assert [row["step"] for row in whole] == list(range(1, 121)) and whole[: len(rows)] == rows and (path / "DONE").exists()
+    assert [row["step"] for row in whole] == list(range(1, STEPS + 1)) and whole[: len(rows)] == rows and (path / "DONE").exists()
 
 
-def test_wrong_input_is_told_once(text: Path, tmp_path: Path) -> None:
-    arguments = ["tiny", "--sequences", "3", "--data", str(text), "--runs-dir", str(tmp_path), "--device", "cpu"]
-    told = subprocess.run(
-        torchrun("experiments.pretrain", *arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert told.returncode and told.stderr.count("lowrank: pretrain: a micro-batch of 3 sequences cannot be divided among 2 processes") == 1
+def test_wrong_input_is_told_once(two: Path) -> None:
+    told = (two / "stderr").read_text(encoding="utf-8")
+    assert [(two / f"wrong.{rank}.code").read_text(encoding="utf-8") for rank in (0, 1)] == ["2", "2"]
+    assert told.count("lowrank: pretrain: a micro-batch of 3 sequences cannot be divided among 2 processes") == 1
 
 
 # without a launcher

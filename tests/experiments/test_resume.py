@@ -7,11 +7,10 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from experiments import cli, pretrain, runs
 from experiments.text import tokens
 from experiments.training import checkpoint
 from experiments.training.trainer import Trainer
+from tests.experiments import forked
 from tests.experiments.test_data import texts, write_jsonl
 from tests.experiments.test_pretrain import few, losses
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "matmul_flops", "cost_share", "tokens_per_second", "model_flops_utilisation", "peak_bytes", "measuring_share")
 LONG: dict[str, Any] = {"steps": 8, "refresh_every": 4, "measure_every": 3, "eval_every": 4, "checkpoint_every": 2, "save_model": True}
 SPECTRAL: dict[str, Any] = {"law": "spectral", "online": 0.5, "basis_every": 2, "refresh_every": 3, "state": "reproject_both"}
@@ -161,22 +160,20 @@ def test_other_text_at_the_same_place_is_refused(text: Path, tmp_path: Path, mon
 # a process that is killed
 
 
-def process(config: pretrain.Config) -> subprocess.Popen[str]:
+def process(config: pretrain.Config, told: Path) -> ForkServerProcess:
     """The real command."""
     default = pretrain.Config()
     given = {name.replace("_", "-"): value for name, value in vars(config).items() if value != getattr(default, name)}
     switches = {True: "--", False: "--no-"}
     flags = [f"{switches[value]}{name}" if isinstance(value, bool) else f"--{name}={value}" for name, value in given.items()]
-    command = [sys.executable, "-m", "experiments.cli", "pretrain", "tiny", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return forked.started(["pretrain", "tiny", *flags], told)
 
 
-def wait_for_steps(started: subprocess.Popen[str], path: Path, more: int) -> None:
+def wait_for_steps(started: ForkServerProcess, path: Path, more: int, told: Path) -> None:
     trained = lambda: sum(row["kind"] == "train" for row in runs.read_rows(path))  # noqa: E731
     enough = trained() + more
     while trained() < enough:
-        assert started.poll() is None, started.communicate()
+        assert started.is_alive(), told.read_text(encoding="utf-8")
         time.sleep(0.005)
 
 
@@ -194,17 +191,19 @@ def test_stopped_at_random_moments(fields: dict[str, Any], signals: list[signal.
     generator = np.random.default_rng(len(fields))
     for number in signals:
         every = 0 if number == signal.SIGINT else 1  # not part of what a run is
-        started = process(few(text, tmp_path / "parts", **fields | {"checkpoint_every": every}))
-        wait_for_steps(started, path, 2)
+        started = process(few(text, tmp_path / "parts", **fields | {"checkpoint_every": every}), tmp_path / "told")
+        assert started.pid
+        wait_for_steps(started, path, 2, tmp_path / "told")
         time.sleep(generator.uniform(0, 0.15))
-        started.send_signal(number)
-        _, told = started.communicate(timeout=60)
+        os.kill(started.pid, number)
+        started.join(60)
         assert not (path / "DONE").exists()
         if number == signal.SIGKILL:
-            assert started.returncode == -signal.SIGKILL
+            assert started.exitcode == -signal.SIGKILL
             continue
         found = checkpoint.load_latest(path / "checkpoints", pytest.fail)
-        assert started.returncode == 130 and found is not None and 2 <= found[0] < 16
+        told = (tmp_path / "told").read_text(encoding="utf-8")
+        assert started.exitcode == 130 and found is not None and 2 <= found[0] < 16
         assert found[0] == max(row["step"] for row in runs.read_rows(path) if row["kind"] == "train")
         assert told == f"lowrank: pretrain: interrupted after step {found[0]}, saved; the same command continues it\n"
     assert outcome(pretrain.main(config)) == outcome(whole)

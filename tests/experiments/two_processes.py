@@ -1,4 +1,5 @@
-"""Started by ``torchrun``: train every pickled configuration in one process group; what it raises, or else what it ends with, becomes a file."""
+"""Started by ``torchrun``: measure and train every pickled configuration in one process group; what it raises, or else what it ends with, becomes
+a file. Then the pickled commands are run, of which the last is this process's own."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from pathlib import Path
 import torch
 
 from estimators import processes
-from experiments import pretrain
-from experiments.training import parallel
+from experiments import cli, memory, pretrain
+from experiments.training import cost, parallel
 from experiments.training.trainer import Trainer
 
 
@@ -24,10 +25,15 @@ def digest(trainer: Trainer) -> str:
     return " ".join(hashlib.sha256(b"".join(t.float().numpy().tobytes() for t in some)).hexdigest() for some in (drawn, whole))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path) -> int:
     torch.set_num_threads(1)
+    cost.SIZE = 128  # the machine's rate, that of small products here, is measured by every run
+    measured, configs, commands = pickle.loads((folder / "work.pickle").read_bytes())
     with parallel.joined(torch.device("cpu")):
-        for name, config in pickle.loads((folder / "configs.pickle").read_bytes()).items():
+        for name, fields in measured.items():
+            memory.main(memory.Config(model="9m", world_size=2, sequences=8, length=32, measure=True, quiet=True, device="cpu",
+                                      runs_dir=folder / f"memory {name}", **fields))  # fmt: skip
+        for name, config in configs.items():
             try:
                 run = pretrain.opened(config)
                 trainer = Trainer(config, run)
@@ -36,8 +42,12 @@ def main(folder: Path) -> None:
             except Exception as error:
                 (folder / f"{name}.{processes.rank()}.error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
                 processes.barrier()
+        wrong, last = commands
+        (folder / f"wrong.{processes.rank()}.code").write_text(str(cli.main(wrong)), encoding="utf-8")
+        processes.barrier()
+        return cli.main(last)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

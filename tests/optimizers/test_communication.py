@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, distributed, nn
 from estimators import LAWS, Coordinate, FixedBasis, Gaussian, HaarStiefel, Law, SpectralSampling, TopSVD, keyed
 from estimators.error_feedback import ef14
 from optimizers import LawState, law_hook
-from tests.experiments.test_parallel import ENVIRONMENT, ROOT, torchrun
+from tests.conftest import Once
+from tests.experiments.launch import ENVIRONMENT, ROOT, torchrun
 from tests.monte_carlo import assert_mean
 from tests.optimizers.two_processes import Outcome, Scenario
 from theory import mse
@@ -69,11 +71,14 @@ def recorded() -> dict[str, tuple[Scenario, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+def two(once: Once) -> list[dict[str, Outcome]]:
     """What each of two processes saw of all scenarios, in one launch."""
-    folder = tmp_path_factory.mktemp("two")
-    torch.save(SCENARIOS | {name: scenario for name, (scenario, _) in recorded().items()}, folder / "scenarios.pt")
-    subprocess.run(torchrun("tests.optimizers.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=100)
+
+    def launch(folder: Path) -> None:
+        torch.save(SCENARIOS | {name: scenario for name, (scenario, _) in recorded().items()}, folder / "scenarios.pt")
+        subprocess.run(torchrun("tests.optimizers.two_processes", str(folder)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=100)
+
+    folder = once("communication", launch)
     return [{name: Outcome(**seen) for name, seen in torch.load(folder / f"{rank}.pt").items()} for rank in (0, 1)]
 
 
@@ -312,7 +317,7 @@ def statistics(law: type[Law], c: float, G: Tensor, error: float, draws: int) ->
     return torch.stack(rows)
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("one_process", "unchecked")
 @pytest.mark.parametrize("law", [HaarStiefel, Coordinate, Gaussian])
 def test_the_mean_and_the_error_are_those_of_theory(law: type[Law], generator: torch.Generator) -> None:
     """‖G‖²(n/r − 1) for orthonormal columns and ‖G‖²(n + 1)/r for Gaussian ones. 1500 draws see every defect of a third."""
@@ -339,7 +344,7 @@ def test_equal_matrices_have_their_own_draws(generator: torch.Generator) -> None
     assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][0], seen[2][0])
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("one_process", "unchecked")
 @pytest.mark.parametrize("feedback", [False, True])
 def test_steps_on_a_noisy_quadratic(feedback: bool, generator: torch.Generator) -> None:
     """E‖x‖² after 30 steps η = 0.1 from ‖x‖² = 0.1 on ½‖x‖², noise of variance σ² = 1 in the gradient, κ = r/n = 1/4: exactly by recursion, since

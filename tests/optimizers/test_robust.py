@@ -217,6 +217,7 @@ def test_the_scale_of_apollo_mini_follows_the_variant_of_its_group() -> None:
 # what is promised of the mean
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("weights", ["both", "lift"])
 @pytest.mark.parametrize("every", [1, 3])
 def test_momentum_of_the_spectral_law_is_unbiased_over_its_refreshes(weights: str, every: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_without_triton_and_without_its_interpreter(tmp_path: Path) -> None:
-    """Plain versions need no Triton and a kernel names the extra; every kernel compiles for a CUDA device, which none has to be there for."""
+    """Plain versions need no Triton and a kernel names the extra; every kernel compiles for a CUDA device that is not there."""
     variables = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-m", "tests.estimators.kernels.compiled"], check=True, cwd=ROOT, env=variables, timeout=300)
 

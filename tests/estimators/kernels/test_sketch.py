@@ -138,7 +138,7 @@ EXACT = [gaussian.second_moment, rademacher.second_moment, sparse_sign.second_mo
 
 
 def statistics(V: Tensor) -> Tensor:
-    """Of groups of 64 rows, V (groups, 64, 4): E[V] and E[VVᵀ] of few entries, near and 32 rows apart, and tr(VVᵀ)² of the first four rows."""
+    """Of groups of 64 rows, V (groups, 64, 4): E[V] and few entries of E[VVᵀ], near and 32 rows apart, and tr(VVᵀ)² of four rows."""
     V = V.double()
     P = V @ V.mT
     few = P[:, :4, :4].square().sum((1, 2))

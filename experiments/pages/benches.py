@@ -1,0 +1,56 @@
+"""The committed benches of primitives as Markdown: limits of the machine, targets, and how cost grows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.pages.page import records
+from experiments.publish import RESULTS
+
+GROUPS = {"sampling": "sampling", "measure": "measurement", "layer": "layer", "start": "start-up"}
+
+
+def primitives(results: Path = RESULTS) -> str:
+    """Rows over their peers and, where a limit of the machine is known for them, the share of it that they reach; then the curves of growth."""
+    folder = results / "bench"
+    if not (folder / "60m-primitives.json").exists():
+        return "not yet run"
+    told = json.loads((folder / "60m-primitives.json").read_text(encoding="utf-8"))
+    machine = records(pd.read_csv(folder / "60m-primitives-machine.csv"))[0]
+    text = [
+        f"{told['environment']['device']}: products {machine['gemm_per_second'] / 1e9:,.0f} GFLOP/s in float32, "
+        f"{machine['gemm16_per_second'] / 1e9:,.0f} in bfloat16, copies {machine['copy_per_second'] / 1e9:,.1f} GB/s, normal numbers "
+        f"{machine['normals_per_second'] / 1e6:,.0f} M/s.",
+        "",
+        "| group | what | shape | over | ratio | quartiles | at most | seconds | of the limit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, name in GROUPS.items():
+        text += [_line(name, row) for row in _rows(folder, kind) if row["name"] != "peer"]
+    curves = _rows(folder, "growth")
+    text += ["", "| cost against | value: seconds over the first (operations over the first) |", "|---|---|"]
+    for name in dict.fromkeys(row["name"] for row in curves):
+        points = [row for row in curves if row["name"] == name]
+        text.append(f"| {name} | " + ", ".join(f"{row['value']}: {row['ratio']:.2f} ({row['predicted']:.2f})" for row in points) + " |")
+    return "\n".join(text)
+
+
+def _rows(folder: Path, kind: str) -> list[dict[Any, Any]]:
+    file = folder / f"60m-primitives-{kind}.csv"
+    return [{key: value for key, value in row.items() if pd.notna(value)} for row in records(pd.read_csv(file))] if file.exists() else []
+
+
+def _line(group: str, row: dict[Any, Any]) -> str:
+    limits = [f"{row['target']:g}×"] if "target" in row else []
+    limits += [f"{row['seconds_target']:g} s"] if "seconds_target" in row else []
+    missed = ["missed"] if str(row.get("holds", True)) == "False" else []
+    spread = f"{row['ratio_q1']:.3g}–{row['ratio_q3']:.3g}" if "ratio_q1" in row else ""
+    share = f"{100 * row['share']:.0f} %" if "share" in row else ""
+    return (
+        f"| {group} | `{row['name']}` | {row.get('shape', '')} | {row['over']} | {row['ratio']:.3g}× | {spread} | {', '.join(limits + missed)} | "
+        f"{row['seconds']:.3g} | {share} |"
+    )
