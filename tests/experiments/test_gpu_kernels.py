@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import tests.estimators.kernels.device  # noqa: F401  skips where kernels cannot run
+from estimators.kernels.launch import INTERPRETED
 from experiments.gpu import kernel_cases, kernels
 from experiments.gpu.kernel_cases import CASES, SMALL
 from experiments.pages import kernels as page
 
 CPU = torch.device("cpu")
+if not INTERPRETED:
+    pytest.skip("kernels run on a CPU with TRITON_INTERPRET=1 only", allow_module_level=True)
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:
