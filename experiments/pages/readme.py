@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from estimators import LAWS
+from experiments.gpu import steps
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
 from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers
@@ -148,7 +149,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
-    | {"footprints": footprints.llamas, "primitives": benches.primitives, "kernels": kernels.markdown},
+    | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps.table, "kernels": kernels.markdown},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

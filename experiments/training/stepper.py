@@ -36,7 +36,7 @@ def language(settings: Config, device: torch.device, **changes: int) -> Task:
     model = models.build(settings.model, settings.seed, **changes).to(device)  # pyright: ignore[reportArgumentType]
     if settings.precision == "bf16_weights":
         model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None)
+    objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None, settings.compile)
     generator = keyed.generator(settings.seed, "bench", 0)
     entries = models.PRESETS[settings.model]["vocab_size"]
     ids = torch.randint(entries, (settings.sequences, settings.length), generator=generator).to(device)
