@@ -25,9 +25,14 @@ def generator(seed: int, name: str, index: int, device: torch.device | str = "cp
     >>> bool((torch.rand(4, generator=a) == torch.rand(4, generator=b)).all())
     True
     """
+    return torch.Generator(device=device).manual_seed(number(seed, name, index))
+
+
+def number(seed: int, name: str, index: int) -> int:
+    """63 bits that depend on (seed, name, index) only: the seed of ``generator``, the key of a counter-based draw."""
     digest = hashlib.sha256(f"{seed}\x1f{name}\x1f{index}".encode()).digest()
     # the low 32 bits first: they are all that the CPU generator looks at
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))
+    return int.from_bytes(digest[:8], "little") & (2**63 - 1)
 
 
 def draw(
