@@ -22,8 +22,13 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/lowrank demo
 
+# The libraries are covered by their own tests; experiments are tested without the counting, which costs a third of the time.
+LIBRARIES := theory estimators optimizers tests/theory tests/estimators tests/optimizers $(wildcard tests/test_*.py)
+TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term:skip-covered
+	$(TEST) $(LIBRARIES) --cov --cov-report=term:skip-covered
+	$(TEST) experiments notebooks README.md tests/experiments tests/peers
 
 # Beside the environment, not in it: other tests must not find bitsandbytes because these need it.
 $(PEERS)/.ready: pyproject.toml $(READY)
