@@ -28,7 +28,7 @@ TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesse
 
 test: $(READY)
 	$(TEST) $(LIBRARIES) --cov --cov-report=term:skip-covered
-	$(TEST) experiments notebooks README.md tests/experiments tests/peers
+	$(TEST) experiments notebooks README.md CONTRIBUTING.md tests/experiments tests/peers
 
 # Beside the environment, not in it: other tests must not find bitsandbytes because these need it.
 $(PEERS)/.ready: pyproject.toml $(READY)
