@@ -3,7 +3,8 @@
     V = s·D·Cᵀ·E_J:   XV = s·(XD)Cᵀ restricted to J;   BVᵀ = s·(B put on J)·C·D
 
 D random signs, C the orthonormal DCT-II or H_{2^a} ⊗ DCT_b. The frame keeps n signs and r integers in the place of n·r numbers.
-Reference: Makhoul (1980), DCT by one FFT of the same length; Yates (1937), fast Hadamard transform, here by 16 in one product.
+Reference: Makhoul (1980), DCT by one FFT of the same length; Yates (1937), fast Hadamard transform, here by RADIX in one product:
+n·RADIX·log(n)/log(RADIX) operations a row, as many as a matrix product does quickly.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import scipy.linalg
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 Transform = Literal["dct", "hadamard"]
-RADIX = 64  # bits are taken four at a time: one product with a 16×16 matrix moves the numbers once
+RADIX = 64  # six bits at a time: one product with a 64×64 matrix moves the numbers once
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +33,16 @@ class TransformFrame:
     scale: float
 
     def sketch(self, X: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch r"]:
-        """XV."""
-        return FORWARD[self.transform](X * self.sign.to(X.dtype))[..., self.J] * self.scale
+        """XV, in float32 or better and then in the dtype of X."""
+        exact = X.to(torch.promote_types(X.dtype, torch.float32))
+        return (FORWARD[self.transform](exact * self.sign.to(exact))[..., self.J] * self.scale).to(X.dtype)
 
     def lift(self, B: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch n"]:
-        """BVᵀ."""
-        full = B.new_zeros(*B.shape[:-1], len(self.sign))
-        full[..., self.J] = B
-        return BACKWARD[self.transform](full) * (self.sign.to(B.dtype) * self.scale)
+        """BVᵀ, likewise."""
+        exact = B.to(torch.promote_types(B.dtype, torch.float32))
+        full = exact.new_zeros(*B.shape[:-1], len(self.sign))
+        full[..., self.J] = exact
+        return (BACKWARD[self.transform](full) * (self.sign.to(exact) * self.scale)).to(B.dtype)
 
     def bytes(self) -> int:
         """Of what is kept."""
@@ -48,6 +52,8 @@ class TransformFrame:
 def dct(X: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
     """XCᵀ with C the orthonormal DCT-II: the transform of every row."""
     n = X.shape[-1]
+    if X.numel() == 0:
+        return X
     order = torch.cat([X[..., ::2], X[..., 1::2].flip(-1)], dim=-1)
     turned = torch.view_as_real(torch.fft.fft(order)) * _turns(n, X.dtype, X.device)
     return turned.sum(-1)
@@ -56,6 +62,8 @@ def dct(X: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
 def dct_transposed(Y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
     """YC, the inverse of ``dct``."""
     n = Y.shape[-1]
+    if Y.numel() == 0:
+        return Y
     spectrum = torch.view_as_complex((Y.unsqueeze(-1) * _turns(n, Y.dtype, Y.device)).contiguous())
     order = torch.fft.ifft(spectrum, norm="forward").real  # without 1/n
     X = torch.empty_like(order)
@@ -88,13 +96,12 @@ def split(n: int) -> tuple[int, int]:
     return n & -n, n // (n & -n)
 
 
-@cache
 def sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "k k"]:
     """Sylvester's Hadamard matrix of ±1; ``size`` is a power of two."""
-    H = torch.ones(1, 1, dtype=dtype, device=device)
-    while len(H) < size:
-        H = torch.cat([torch.cat([H, H], dim=1), torch.cat([H, -H], dim=1)])
-    return H
+    return torch.as_tensor(_signs(size), dtype=dtype, device=device)
+
+
+_signs = cache(scipy.linalg.hadamard)
 
 
 def _walsh(X: Tensor, power: int, odd: int) -> Tensor:

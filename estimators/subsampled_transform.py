@@ -36,10 +36,12 @@ class SubsampledTransform(Law):
             raise ValueError(f"{self}: unknown transform {self.transform!r}, known are 'dct' and 'hadamard'")
 
     def frame(
-        self, *, generator: torch.Generator, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self, *, generator: torch.Generator, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> TransformFrame:
         """A draw by its factors, for XV and BVᵀ in O(n log n): the V that ``sample`` draws from an equal generator, not formed."""
-        J, sign = self._factors((), generator, torch.device(device), dtype)
+        where = generator.device if device is None else torch.device(device)
+        exact = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        J, sign = self._factors((), generator, where, exact)
         return TransformFrame(self.transform, sign[:, 0], J, scale(self.n, self.rank, self.c))
 
     def _factors(

@@ -57,7 +57,7 @@ class Config:
     sampled: str = "1b"
     """Preset whose matrices group sampling draws V for."""
     compare: Path | None = None
-    """bench.json of an earlier run, or its directory: rows that are slower beyond the noise of both are named, and the exit code is 1."""
+    """bench.json of an earlier run, or its directory: ratios that are larger beyond the noise of both are named, and the exit code is 1."""
     seed: int = 0
     """Of weights and draws."""
     device: str = "auto"
@@ -90,7 +90,7 @@ PRESETS = {
 def main(config: Config) -> runs.Run:
     """Measure every group and return the run directory. Times belong to one stretch of work: groups that a run which was cut short has finished are
     kept, each with limits of its own stretch; a finished run is measured again."""
-    old = regressions.load(config.compare) if config.compare else []
+    old = regressions.load(config.compare, config) if config.compare else []
     named = {DEFAULT: "", **{PRESETS[name].group: f"-{name}" for name in ("optimizers", "primitives")}}
     run = runs.start("bench", config.model + named.get(config.group, ""), config)
     if run.done:
@@ -118,6 +118,6 @@ def main(config: Config) -> runs.Run:
                 run.log(*({"kind": name, **row} for row in parts[name](found)))
                 bar.update()
     run.log(*regressions.found(old, run.rows()))
-    runs.write_json(run.path / "bench.json", {"environment": run.read("env.json"), "rows": run.rows()})
+    runs.write_json(run.path / "bench.json", {"config": run.config, "environment": run.read("env.json"), "rows": run.rows()})
     run.finish()
     return run

@@ -27,7 +27,7 @@ QUESTIONS = {
     "completion": "a script that completes questions, presets and flags in bash or zsh",
     "demo": "validate on synthetic and tiny-LLaMA gradients, dynamics, optimizers, a short training run, and the report of all",
 }
-JSON = "--json"  # after any question
+JSON = "--json"  # anywhere
 MODULES = {"memory measure": "footprints"}  # of questions in two words
 
 USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, QUESTIONS))
         print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
         return 0
+    as_json, arguments = JSON in arguments, [word for word in arguments if word != JSON]
     words = 2 if " ".join(arguments[:2]) in QUESTIONS else 1
-    question, rest = " ".join(arguments[:words]), [word for word in arguments[words:] if word != JSON]
+    question, rest = " ".join(arguments[:words]), arguments[words:]
     if question not in QUESTIONS:
         return _refuse(f"unknown question {question!r}, known are {', '.join(QUESTIONS)}")
     module = import_module(f"experiments.{MODULES.get(question, question)}")
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from experiments.pages import summary
 
     try:
-        result = module.main(config)
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result = module.main(config)
     except runs.WrongInput as error:
         return _refuse(f"{question}: {error}")
     except runs.Stopped as stop:
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not _speaks():
         return 0
-    return summary.written(result) if JSON in arguments else summary.show(result)
+    return summary.written(result) if as_json else summary.show(result)
 
 
 def _parse(question: str, module: Any, arguments: list[str]) -> Any:

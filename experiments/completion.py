@@ -57,14 +57,19 @@ def script(shell: str) -> str:
         *cases,
         "    *) known= ;;",
         "  esac",
-        '  if [ "$COMP_CWORD" -le 1 ]; then known="$questions"; fi',
+        '  if [ "$COMP_CWORD" -le 1 ]; then known="$questions --help"; fi',
         *(
             f'  if [ "$first" = "{question.split()[0]}" ] && [ "$COMP_CWORD" -eq 2 ]; then known="{question.split()[1]} $known"; fi'
             for question in cli.QUESTIONS
             if " " in question
         ),
-        '  COMPREPLY=($(compgen -W "$known" -- "${COMP_WORDS[$COMP_CWORD]}"))',
-        '  if [ ${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- "${COMP_WORDS[$COMP_CWORD]}")); fi',
+        '  local word="${COMP_WORDS[$COMP_CWORD]}" line',
+        "  COMPREPLY=()",
+        '  while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -W "$known" -- "$word")',
+        '  if [ "$COMP_CWORD" -gt 1 ] && [ "${word#-}" = "$word" ]; then',
+        '    while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "$word")',
+        "    compopt -o filenames 2> /dev/null",
+        "  fi",
         "}",
         "complete -F _lowrank lowrank",
     ]

@@ -1,4 +1,5 @@
-"""How the cost grows with r, n, the number of blocks and K: measured, beside the operations of theory/operations.py.
+"""How the cost grows with r, n, the number of blocks and K: measured, beside the operations of theory/operations.py; with the
+number of devices as theory/communication.py says, whose bytes two processes confirm (results/memory): their time on shared cores says nothing.
 
 Of each curve the first point is 1; where the measured line lies below the predicted one, small products run below the rate of large ones.
 """
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +20,7 @@ from experiments import pretrain
 from experiments.benching.limits import Limits
 from experiments.training import models
 from experiments.training.stepper import Stepper, language
-from experiments.training.timing import timed
+from experiments.training.timing import pairs
 from theory import operations
 
 if TYPE_CHECKING:
@@ -31,43 +31,22 @@ RANKS, WIDTHS, BLOCKS, PERIODS = (32, 64, 128, 256, 512), (256, 512, 1024, 2048)
 
 
 def growth(config: Config, device: torch.device, limits: Limits) -> list[dict[str, Any]]:
-    """A row a point: the quantity, its value, seconds and operations, both over those of the first point, and the share of the machine's rate."""
+    """A row a point: the quantity, its value, seconds and operations, both over those of the first point, and the share of the limit."""
     layers = {("r", r): (WIDTH, r) for r in RANKS} | {("n", n): (n, n // 8) for n in WIDTHS}
     calls: dict[tuple[str, int], tuple[Callable[[], Any], float]] = {
         point: (_layer(n, r, config.seed, device), operations.low_rank(TOKENS, n, n, r) + operations.lift(n, n, r))
         for point, (n, r) in layers.items()
     }
-    for blocks in BLOCKS:
-        calls["blocks", blocks] = _model(config, blocks, device)
-    rows = _measured(calls, device, config.repeats, limits) + _periods(config, device)
-    first = {row["name"]: row for row in reversed(rows)}
-    for row in rows:
-        start = first[row["name"]]
-        row |= {"ratio": row["seconds"] / start["seconds"], "predicted": row["predicted_operations"] / start["predicted_operations"]}
-        row["over"] = f"{row['name']} = {start['value']}"
+    calls |= {("blocks", blocks): _model(config, blocks, device) for blocks in BLOCKS} | _periods(config, device)
+    rows = []
+    for name in dict.fromkeys(name for name, _ in calls):
+        points = {value: call for (one, value), call in calls.items() if one == name}
+        start, (first, least) = next(iter(points.items()))
+        timed = pairs(first, {str(value): call for value, (call, _) in points.items() if value != start}, device, config.repeats)
+        for row, (value, (_, count)) in zip(timed, points.items(), strict=True):
+            sizes = {"predicted_operations": count, "predicted": count / least, "share": limits.seconds(operations=count) / row["seconds"]}
+            rows.append(row | {"name": name, "value": value, "over": f"{name} = {start}"} | sizes)
     return rows
-
-
-def _measured(
-    calls: dict[tuple[str, int], tuple[Callable[[], Any], float]], device: torch.device, repeats: int, limits: Limits
-) -> list[dict[str, Any]]:
-    times: dict[tuple[str, int], list[float]] = {point: [] for point in calls}
-    for round_ in range(repeats + 1):
-        for point, (call, _) in calls.items():
-            spent = timed(call, device)
-            if round_:
-                times[point].append(spent)
-    return [
-        {
-            "name": name,
-            "value": value,
-            "seconds": float(np.median(times[name, value])),
-            "predicted_operations": count,
-            "share": limits.seconds(operations=count) / float(np.median(times[name, value])),
-            "repeats": repeats,
-        }
-        for (name, value), (_, count) in calls.items()
-    ]
 
 
 def _layer(n: int, rank: int, seed: int, device: torch.device) -> Callable[[], Any]:
@@ -108,8 +87,8 @@ def _model(config: Config, blocks: int, device: torch.device) -> tuple[Callable[
     return bench.step, count
 
 
-def _periods(config: Config, device: torch.device) -> list[dict[str, Any]]:
-    """Seconds of a step of tiny with V drawn every K steps, whole cycles; predicted: a step's operations and 1/K of a redraw's."""
+def _periods(config: Config, device: torch.device) -> dict[tuple[str, int], tuple[Callable[[], Any], float]]:
+    """Steps of tiny with V drawn every K steps, as many for every K as the longest cycle has; predicted: a step and 1/K of a redraw."""
     made = _settings(config)
     preset = models.PRESETS["tiny"]
     h, f, blocks = preset["hidden_size"], preset["intermediate_size"], preset["num_hidden_layers"]
@@ -117,11 +96,6 @@ def _periods(config: Config, device: torch.device) -> list[dict[str, Any]]:
     drawn = blocks * (6 * operations.redraw(h, h // 8) + operations.redraw(f, f // 8))
     cycle = max(PERIODS)
     benches = {K: Stepper(replace(made, refresh_every=K), device) for K in PERIODS}
-    times: dict[int, list[float]] = {K: [] for K in PERIODS}
-    for _ in range(5):
-        for K, bench in benches.items():
-            times[K].append(sum(timed(bench.step, device) for _ in range(cycle)) / cycle)
-    return [
-        {"name": "K", "value": K, "seconds": float(np.median(times[K][1:])), "predicted_operations": plain + drawn / K, "repeats": 4}
-        for K in PERIODS
-    ]
+    return {
+        ("K", K): (lambda bench=bench: [bench.step() for _ in range(cycle)], cycle * (plain + drawn / K)) for K, bench in benches.items()
+    }

@@ -43,14 +43,15 @@ def stepper(config: Config, law: str, method: str, device: torch.device, **field
 
 
 def layer(config: Config, device: torch.device, limits: Limits) -> list[dict[str, Any]]:
-    """T = 4096, m = n = 1024, r = 128: forward and backward, with the lift counted, B zero and B in the forward pass."""
+    """T = 4096, m = n = 1024, r = 128: forward and backward, with the lift counted, B zero and B in the forward pass; on a GPU in bfloat16."""
     T, m, n, rank = 4096, 1024, 1024, 128
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = keyed.generator(config.seed, "bench layer", 0, device)
-    X = torch.randn(T, n, generator=generator, device=device, requires_grad=True)
-    D = torch.randn(T, m, generator=generator, device=device)
-    dense = nn.Linear(n, m, bias=False, device=device)
-    low = LowRankLinear(nn.Linear(n, m, bias=False, device=device), rank)
-    low.hold(HaarStiefel(n=n, rank=rank).sample(generator=generator))
+    X = torch.randn(T, n, generator=generator, device=device, dtype=dtype, requires_grad=True)
+    D = torch.randn(T, m, generator=generator, device=device, dtype=dtype)
+    dense = nn.Linear(n, m, bias=False, device=device, dtype=dtype)
+    low = LowRankLinear(nn.Linear(n, m, bias=False, device=device, dtype=dtype), rank)
+    low.hold(HaarStiefel(n=n, rank=rank).sample(generator=generator, dtype=dtype))
 
     def product(module: nn.Module, weight: Tensor) -> None:
         torch.autograd.grad(module(X), (X, weight), D)
@@ -73,8 +74,9 @@ def layer(config: Config, device: torch.device, limits: Limits) -> list[dict[str
     lifting = operations.lift(m, n, rank)
     count = {LIFTED: operations.low_rank(T, m, n, rank) + lifting, INSIDE: operations.low_rank(T, m, n, rank, inside=True)}
     for row in rows:
-        least = limits.seconds(operations=count.get(row["name"], operations.dense(T, m, n)))
-        row |= {"over": "nn.Linear", "shape": f"T={T}, m={m}, n={n}, r={rank}", "floor_seconds": least, "share": least / row["seconds"]}
+        least = limits.seconds(operations=count.get(row["name"], operations.dense(T, m, n)), dtype=dtype)
+        row |= {"over": "nn.Linear", "dtype": str(dtype).removeprefix("torch."), "shape": f"T={T}, m={m}, n={n}, r={rank}"}
+        row |= {"floor_seconds": least, "share": least / row["seconds"]}
         if row["name"] in LAYER_TARGETS:
             row |= {"target": LAYER_TARGETS[row["name"]], "holds": row["ratio"] <= LAYER_TARGETS[row["name"]]}
     return rows

@@ -44,13 +44,17 @@ def _rows(folder: Path, kind: str) -> list[dict[Any, Any]]:
     return [{key: value for key, value in row.items() if pd.notna(value)} for row in records(pd.read_csv(file))] if file.exists() else []
 
 
-def _line(group: str, row: dict[Any, Any]) -> str:
+def asked(row: dict[Any, Any]) -> str:
+    """The targets of a row, over its peer and in seconds, and whether they were missed."""
     limits = [f"{row['target']:g}×"] if "target" in row else []
     limits += [f"{row['seconds_target']:g} s"] if "seconds_target" in row else []
-    missed = ["missed"] if str(row.get("holds", True)) == "False" else []
+    return ", ".join(limits + (["missed"] if str(row.get("holds", True)) == "False" else []))
+
+
+def _line(group: str, row: dict[Any, Any]) -> str:
     spread = f"{row['ratio_q1']:.3g}–{row['ratio_q3']:.3g}" if "ratio_q1" in row else ""
     share = f"{100 * row['share']:.0f} %" if "share" in row else ""
     return (
-        f"| {group} | `{row['name']}` | {row.get('shape', '')} | {row['over']} | {row['ratio']:.3g}× | {spread} | {', '.join(limits + missed)} | "
+        f"| {group} | `{row['name']}` | {row.get('shape', '')} | {row['over']} | {row['ratio']:.3g}× | {spread} | {asked(row)} | "
         f"{row['seconds']:.3g} | {share} |"
     )

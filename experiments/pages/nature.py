@@ -25,6 +25,8 @@ NEUTRAL = 0.5  # a ratio at which a claim of 1 is told from one of the ratio
 def nature(label: str) -> str:
     """Of a row of a table: a method, or a law of LowRank-IPA; ``:law`` or ``law`` after a method, ``+option`` after either. Raises ``ValueError``."""
     name, *law = label.split("+")[0].replace(":", " ").split()
+    if law and (name not in OF_A_LAW or law[0] not in LAWS):
+        raise ValueError(f"nature({label!r}): {law[0]!r} is not a law of {name}")
     if name in ALL_OF_IT:
         return EXACT
     if name in FED_BACK:

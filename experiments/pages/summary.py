@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pages import finetuning, footprints, optimizers
+from experiments.pages import benches, finetuning, footprints, optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -50,9 +51,18 @@ def written(result: Any) -> int:
             told.append({"run": str(item.path), "config": item.config, "rows": item.rows()})
         elif isinstance(item, Path):
             told.append({"file": str(item)})
-    print(json.dumps({"results": told}))
+    print(json.dumps(_plain_numbers({"results": told}), allow_nan=False))
     runs = [item for item in results if isinstance(item, Run)]
     return int(any(holding < total for run in runs for _, holding, total, _, _ in outcome(run.rows())))
+
+
+def _plain_numbers(value: Any) -> Any:
+    """What is no number is null: JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def found(run: Run) -> list[Any]:
@@ -100,7 +110,7 @@ def found(run: Run) -> list[Any]:
                     row.get("shape", ""),
                     row.get("over", "peer"),
                     f"{row['ratio']:.2f}×",
-                    _asked(row),
+                    benches.asked(row),
                     f"{100 * row['share']:.0f} %" if "share" in row and row["kind"] != "live" else "",
                 )
                 for row in shown
@@ -121,13 +131,6 @@ def found(run: Run) -> list[Any]:
             tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both]
             return [*tables, optimizers.EXPLANATION]
     return []
-
-
-def _asked(row: dict[str, Any]) -> str:
-    """The targets of a bench row: over its peer, and in seconds."""
-    limits = [f"{row['target']:g}×"] if "target" in row else []
-    limits += [f"{row['seconds_target']:g} s"] if "seconds_target" in row else []
-    return ", ".join(limits + (["missed"] if row.get("holds") is False else []))
 
 
 def _measured(rows: list[dict[str, Any]]) -> list[Any]:

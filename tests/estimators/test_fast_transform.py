@@ -9,6 +9,7 @@ import pytest
 import scipy.fft
 import scipy.linalg
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from estimators import fast_transform
 from estimators.subsampled_transform import Hadamard, SubsampledTransform, dct_rows, hadamard_rows
@@ -60,3 +61,23 @@ def test_gradients_pass_through(kind: type[SubsampledTransform]) -> None:
     assert torch.autograd.gradcheck(frame.sketch, (X,)) and torch.autograd.gradcheck(
         frame.lift, (frame.sketch(X).detach().requires_grad_(),)
     )
+
+
+@pytest.mark.parametrize("kind", [SubsampledTransform, Hadamard])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_the_rounded_product(kind: type[SubsampledTransform], dtype: torch.dtype, generator: torch.Generator) -> None:
+    law = kind(n=48, rank=6)
+    frame = law.frame(generator=torch.Generator().manual_seed(3))
+    V = law.sample(generator=torch.Generator().manual_seed(3))
+    X, B = torch.randn(5, 48, generator=generator).to(dtype), torch.randn(5, 6, generator=generator).to(dtype)
+    for ours, plain in ((frame.sketch(X), X.float() @ V), (frame.lift(B), B.float() @ V.mT)):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), plain, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    assert frame.sketch(X[:0]).shape == (0, 6) and frame.lift(B[:0]).shape == (0, 48)
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    """A draw of shapes alone, then a real one."""
+    with FakeTensorMode():
+        Hadamard(n=16, rank=2).sample(generator=torch.Generator().manual_seed(0))
+    assert Hadamard(n=16, rank=2).sample(generator=torch.Generator().manual_seed(0)).abs().sum() > 0

@@ -308,3 +308,27 @@ def test_wrong_input_is_named(rank: int) -> None:
     with pytest.raises(RuntimeError, match="has no V yet"):
         LowRankLinear(nn.Linear(N, M), R)(torch.ones(N))
     assert repr(make(moved=False)) == "LowRankLinear(in_features=6, out_features=4, rank=2, bias=True)"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_on_a_gpu_waits_for_nothing() -> None:
+    """Forward, backward, optimizer step and lift without a synchronisation or a copy between host and device."""
+    layer = LowRankLinear(torch.nn.Linear(64, 96, bias=False, device="cuda", dtype=torch.bfloat16), 8)
+    layer.hold(torch.randn(64, 8, device="cuda", dtype=torch.bfloat16))
+    X = torch.randn(32, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    optimizer = torch.optim.AdamW([layer.B], lr=1e-3, fused=True)
+
+    def step() -> None:
+        layer(X).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            layer.weight.addmm_(layer.B, layer.basis().mT)
+            layer.zero()
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -57,11 +58,16 @@ def test_every_law_is_drawn_and_measured_with_its_share(small: runs.Run) -> None
     rows = small.rows()
     assert rows[0]["kind"] == "machine"
     for kind, times in (("sampling", 2), ("measure", 1)):  # one matrix, and all of a model
-        mine = [row for row in rows if row["kind"] == kind and row["name"] in LAWS and "share" in row]
+        mine = [
+            row for row in rows if row["kind"] == kind and row["name"] in LAWS and row["over"] in ("torch.linalg.qr", "a loop over draws")
+        ]
         assert sorted(row["name"] for row in mine) == sorted(list(LAWS) * times)
-        assert all(row["seconds"] > 0 and row["share"] == pytest.approx(row["floor_seconds"] / row["seconds"]) for row in mine)
+        shared = {row["name"] for row in mine if "share" in row}
+        assert shared == ({"gaussian", "haar_stiefel"} if kind == "sampling" else set(LAWS))
+        assert all(row["share"] == pytest.approx(row["floor_seconds"] / row["seconds"]) for row in mine if "share" in row)
+        assert all(0 < row["ratio_q1"] <= row["ratio"] <= row["ratio_q3"] for row in mine)
     (own,) = (row for row in rows if row.get("over") == "its floor, measured")
-    assert own["holds"] == (own["ratio"] <= sampling.FLOOR_LIMIT)
+    assert own["holds"] == (own["ratio"] <= sampling.FLOOR_LIMIT) and own["ratio_q1"] <= own["ratio"] <= own["ratio_q3"]
     assert {row["name"] for row in rows if row.get("over") == "XV with V stored"} == {"dct", "hadamard"}
     assert all(row["kept_bytes"] == 4 * 128 + 8 * 16 and row["V_bytes"] == 4 * 128 * 16 for row in rows if "kept_bytes" in row)
     numbers = {row["numbers"] for row in rows if "numbers" in row}
@@ -78,6 +84,7 @@ def test_growth_starts_at_one_and_predicts_operations(small: runs.Run) -> None:
         (operations.low_rank(32, 64, 64, 16) + operations.lift(64, 64, 16))
         / (operations.low_rank(32, 64, 64, 8) + operations.lift(64, 64, 8))
     )
+    assert all(row["repeats"] == 5 and row["ratio_q1"] <= row["ratio"] <= row["ratio_q3"] for row in rows.values())
     assert rows["n", 64]["predicted"] > 3.9 and rows["K", 2]["predicted"] < 1
 
 
@@ -135,6 +142,9 @@ def row(ratio: float, spread: float = 0.02, **more: Any) -> dict[str, Any]:
         (row(1.0, 0.001), row(1.01, 0.001), False),  # beyond it, and nothing
         (row(1.0, name="c"), row(1.2), False),  # another measurement
         (row(1.0, shape="8x8"), row(1.2, shape="4x4"), False),
+        ({"kind": "memory", "name": "a", "ratio": 0.2}, {"kind": "memory", "name": "a", "ratio": 0.24}, True),  # a count has no spread
+        ({"kind": "memory", "name": "a", "ratio": 0.2}, {"kind": "memory", "name": "a", "ratio": 0.2}, False),
+        (row(math.nan), row(1.2), False),
     ],
 )
 def test_a_regression_is_beyond_the_noise_of_both(old: dict[str, Any], new: dict[str, Any], slower: bool) -> None:
@@ -145,16 +155,24 @@ def test_a_regression_is_beyond_the_noise_of_both(old: dict[str, Any], new: dict
 
 
 def test_what_is_compared_with_is_a_bench(small: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        regressions.load(small.path)
-        == regressions.load(small.path / "bench.json")
-        == json.loads((small.path / "bench.json").read_text())["rows"]
+    config = bench.Config(sampled="tiny")
+    assert regressions.load(small.path, config) == json.loads((small.path / "bench.json").read_text(encoding="utf-8"))["rows"]
+    assert regressions.load(small.path / "bench.json", config) == regressions.load(small.path, config)
+    texts = (
+        "[1]",
+        '{"rows": [1, 2]}',
+        '{"rows": "abc"}',
+        '{"rows": [{"ratio": "x"}], "config": {}}',
+        '{"rows": [{"shape": [1]}], "config": {}}',
     )
-    (tmp_path / "other.json").write_text("[1]")
-    for wrong in (tmp_path, tmp_path / "other.json", tmp_path / "none"):
-        assert cli.main(["bench", "--compare", str(wrong), "--runs-dir", str(tmp_path / "runs")]) == 2
-        told = capsys.readouterr().err
-        assert "not the bench.json" in told and told.count("\n") == 1
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.json").write_text(text)
+    for path in (tmp_path, tmp_path / "none", *tmp_path.glob("*.json")):
+        assert cli.main(["bench", "--compare", str(path), "--runs-dir", str(tmp_path / "runs")]) == 2
+        said = capsys.readouterr().err
+        assert "not the bench.json" in said and said.count("\n") == 1
+    assert cli.main(["bench", "--model", "tiny", "--compare", str(small.path), "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "that bench had model='60m', this one has 'tiny'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

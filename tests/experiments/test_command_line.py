@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from experiments import cli, completion, dynamics, publish, report, runs, validate
+from experiments.pages import summary
 
 
 def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,6 +194,18 @@ def test_rows_are_written_for_machines(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["rows"] == runs.load(Path(told["run"])).rows() and told["rows"]
     assert cli.main(["report", told["run"], "--out", str(tmp_path / "page.html"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"] == [{"file": str(tmp_path / "page.html")}]
+    for words in (["--json", *command.split()], [*command.split(), "--json"]):
+        assert cli.main(words) == 0 and json.loads(capsys.readouterr().out)["results"][0]["run"] == told["run"]
+    assert cli.main(["memory", "--json", "measure", "nothing"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and "unknown preset 'nothing'" in error
+
+
+def test_what_is_no_number_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.Run(tmp_path, {"question": "publish"})
+    run.log({"kind": "a", "value": float("nan"), "list": [float("inf"), 1.5]})
+    summary.written(run)
+    assert json.loads(capsys.readouterr().out)["results"][0]["rows"] == [{"kind": "a", "value": None, "list": [None, 1.5]}]
 
 
 @pytest.mark.parametrize(
@@ -205,14 +218,17 @@ def test_rows_are_written_for_machines(tmp_path: Path, capsys: pytest.CaptureFix
         (["lowrank", "memory", "measure", "--oper"], ["--operations"]),
         (["lowrank", "memory", "--world"], ["--world-size"]),
         (["lowrank", "bench", "--js"], ["--json"]),
+        (["lowrank", "--h"], ["--help"]),
+        (["lowrank", "report", "my"], ["my run"]),
     ],
 )
 def test_shells_complete_what_there_is(typed: list[str], offered: list[str], tmp_path: Path) -> None:
     (tmp_path / "script").write_text(completion.script("bash"), encoding="utf-8")
     words = " ".join(f"'{word}'" for word in typed)
-    code = f'source {tmp_path}/script; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _lowrank; echo "${{COMPREPLY[@]}}"'
-    found = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert found.stdout.split() == offered
+    code = f'source {tmp_path}/script; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _lowrank; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    (tmp_path / "my run").mkdir()
+    found = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.splitlines() == offered
 
 
 def test_every_question_shows_an_example_of_itself() -> None:

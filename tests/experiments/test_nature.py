@@ -21,8 +21,9 @@ def test_every_name_of_the_registries_has_one() -> None:
         assert nature.nature(name) in (nature.EXACT, nature.UNBIASED, nature.SHARE, nature.COMPENSATED, nature.BIASED)
     for name in (*nature.ALL_OF_IT, *nature.FED_BACK, *nature.ESTIMATED, *nature.OF_A_LAW):
         assert name in METHODS or name in ALL or name in ZEROTH_ORDER
-    with pytest.raises(ValueError, match="not the name"):
-        nature.nature("adam")
+    for wrong in ("adam", "lowrank:nothing", "adamw haar_stiefel", "lozo:zzz"):
+        with pytest.raises(ValueError, match="nature"):
+            nature.nature(wrong)
 
 
 def test_it_is_what_is_claimed_and_measured() -> None:
