@@ -82,14 +82,16 @@ def test_every_compiled_cell_compiles(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(steps, "at_equal_batch", counted)
     monkeypatch.setattr(steps, "at_largest_batch", lambda *_: {})
     monkeypatch.setattr(steps.cost, "matmul_rate", lambda *_: 1e9)
-    methods = {f"{method} {i}": method for i in range(4) for method in ("adamw", "lowrank", "lora")}
+    methods = {
+        f"{method} {i}": method for i in range(4) for method in ("adamw", "galore", "lora")
+    }  # a law is checked by jaxtyping here, which Dynamo cannot follow
     monkeypatch.setattr(steps, "CONTENDERS", {name: {"method": method} for name, method in ({"adamw": "adamw"} | methods).items()})
     names = tuple(steps.CONTENDERS)
     before = torch._dynamo.config.fail_on_recompile_limit_hit  # pyright: ignore[reportAttributeAccessIssue]
     rows = steps.work(replace(SMALL, contenders=names, compile=True, repeats=1), tmp_path / "steps.jsonl", minutes=9)
     assert {row["status"] for row in rows} == {"done"}, rows
     assert set(cells) == set(names), cells
-    assert all(cells[name] >= (1 if name.startswith("adamw") else 2) for name in names), cells  # its peer, of other layers, as well
+    assert all(cells[name] >= 1 + name.startswith("lora") for name in names), cells  # its peer, of other layers, as well
     assert torch._dynamo.config.fail_on_recompile_limit_hit == before  # pyright: ignore[reportAttributeAccessIssue]
 
 
