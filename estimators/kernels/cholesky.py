@@ -4,8 +4,8 @@ A program holds one matrix. Step k takes l = A_{·k}/√A_kk, subtracts llᵀ fr
 divided by L_kk: after r steps M = L⁻¹. Cholesky-QR of Z (n×r) is ZᵀZ = LLᵀ, Q = ZL⁻ᵀ, R = Lᵀ, done twice: the second pass takes the error
 of QᵀQ from ε·κ(Z)² to ε. diag(R) > 0, so Q is the factor that makes a Gaussian Z Haar (estimators/haar_stiefel.py).
 A batch of N moves triangles, 3N·r(r+1)/2·4 bytes, and does N(r³/3 + r³/3) operations that are no matrix products; the kernel, which works
-on full r×r blocks, does about 6Nr³. Small matrices are bound by the r steps that wait for one another, which a floor of bytes and operations
-does not know.
+on full r×r blocks, does about 6Nr³. Small matrices are bound by the r steps that wait for one another, which a floor of bytes and
+operations does not know.
 Reference: Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm (2015).
 """
 

@@ -129,8 +129,8 @@ def factors(case: Case, device: torch.device) -> Contenders:
 def orthonormal(case: Case, device: torch.device) -> Contenders:
     """Q and R in two passes; today's gives Q alone, of tall Z in one.
 
-    What none can avoid is one pass: Z read, Q and the triangle R written, half of a symmetric Gram matrix and half of a triangular solve, one
-    factor; the floor of experiments/benching/sampling.py.
+    What none can avoid is one pass: Z read, Q and the triangle R written, half of a symmetric Gram matrix and half of a triangular
+    solve, one factor; the floor of experiments/benching/sampling.py.
     """
     batch, n, r = (case.shape[name] for name in ("batch", "n", "r"))
     Z = case.normal(device, batch, n, r)

@@ -3,23 +3,21 @@
     python -m experiments.gpu.steps --out steps.jsonl --minutes 9
     python -m experiments.gpu.steps --out steps.jsonl --table        # what is there as the committed CSV
 
-Contenders: full AdamW (fused), LowRank-IPA with each unbiased law, this project's GaLore, ``galore_torch`` and ``apollo_torch`` for the same matrices
-with AdamW for the rest, LoRA of peft. Rows: seconds of a step (at the common batch in pairs with full AdamW's, medians and quartiles), tokens
-a second, model-FLOPs utilisation (the plain model's operations, for everyone the same) against the rate of bfloat16 products measured in the
-same call, peak bytes. The largest batch is known between ``sequences``, which was measured, and ``bound``, which did not fit.
-Rows that are done are not measured again, failed ones are, and a search goes on from the sizes it has tried: calls of some minutes each make
-the table. Nothing begins that by what was seen takes longer than is left. Steps are between redraws and refreshes.
+Contenders: full AdamW (fused), LowRank-IPA with each unbiased law, this project's GaLore, ``galore_torch`` and ``apollo_torch`` for the
+same matrices with AdamW for the rest, LoRA of peft. Rows: seconds of a step (at the common batch in pairs with full AdamW's, medians and
+quartiles), tokens a second, model-FLOPs utilisation (the plain model's operations, for everyone the same) against the rate of bfloat16
+products measured in the same call, peak bytes. The largest batch is known between ``sequences``, which was measured, and ``bound``, which
+did not fit. Rows that are done are not measured again, failed ones are, and a search goes on from the sizes it has tried: calls of some
+minutes each make the table. Nothing begins that by what was seen takes longer than is left. Steps are between redraws and refreshes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,24 +31,19 @@ from experiments import pretrain, runs
 from experiments.gpu import cells
 from experiments.gpu.kernels import facts
 from experiments.gpu.measure import free, held
-from experiments.pages.page import records
-from experiments.publish import RESULTS
+from experiments.gpu.steps_rows import keep, key, largest, latest, measured, read
+from experiments.gpu.steps_table import FILE, table, verdicts
 from experiments.training import cost
 from experiments.training.options import Precision
 from experiments.training.packages import PACKAGES
 from experiments.training.stepper import Stepper
 from experiments.training.timing import pairs, timed
 
-FILE = RESULTS / "gpu" / "steps.csv"
 NEVER = 10**9
 SHORTEST = 60.0  # seconds taken for what was never done on this model, most of them for compiling
-CLOSE = 0.03  # of the largest batch: how far apart what fits and what does not may stay
-AT_LEAST = {
-    "utilisation": 0.45,
-    "step": 0.9,
-    "batch": 1.5,
-}  # full AdamW at 350M; LowRank-IPA over it at 100M and above; its largest batch at 1B
 TELLING = ("haar_stiefel", "gaussian", "coordinate", "spectral")  # laws before the packages, the others after them
+
+__all__ = ["FILE", "largest", "measured", "read", "table", "verdicts", "work"]
 
 
 def _law(name: str) -> dict[str, Any]:
@@ -89,7 +82,7 @@ class Later(Exception):
 
 
 class Call:
-    """One call of the command: its rows, its time, and full AdamW of the model at hand, which is built once for all contenders beside it."""
+    """One call of the command: its rows, its time, and full AdamW of the model at hand, built once for all beside it."""
 
     def __init__(self, settings: Settings, out: Path, minutes: float) -> None:
         self.settings, self.out, self.minutes = settings, out, minutes
@@ -101,7 +94,7 @@ class Call:
         for name in ("device", *asked):
             if others := {row.get(name) for row in self.rows} - {self.facts[name]}:
                 raise runs.WrongInput(f"{out} has rows of {name} {others.pop()}, this is {self.facts[name]}; name another --out")
-        _keep(out, self.rows)  # a line that was cut short would take the next row into it
+        keep(out, self.rows)  # a line that was cut short would take the next row into it
         self.peer: tuple[str, Stepper] | None = None
         self._gemm: float | None = None
 
@@ -120,7 +113,7 @@ class Call:
     def write(self, row: dict[str, Any], began: float) -> None:
         """Append the row, with what it depends on and how long it took; it replaces an earlier one of its cell."""
         row = row | {"took": time.monotonic() - began} | self.facts
-        self.rows = _latest([*self.rows, row])
+        self.rows = latest([*self.rows, row])
         with self.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -213,21 +206,6 @@ def at_largest_batch(call: Call, model: str, name: str) -> dict[str, Any]:
     return row | _rates(call, model, found, middle)
 
 
-def largest(fits: Callable[[int], bool], limit: int, start: int = 1) -> tuple[int, int | None]:
-    """(the largest size up to ``limit`` seen to fit, 0 if none; the smallest seen not to, None if ``limit`` fits), one apart or ``CLOSE``.
-
-    ``start``: tried first. Fitting is taken to be monotone.
-    """
-    low, high, size = 0, None, min(start, limit)
-    while low < limit and (high is None or high - low > max(1, CLOSE * low)):
-        if fits(size):
-            low = size
-        else:
-            high = size
-        size = min(2 * low, limit) if high is None else (high // 2 if low == 0 else (low + high) // 2)
-    return low, high
-
-
 def fits(call: Call, model: str, name: str, sequences: int) -> bool:
     """Whether it does, in the mode that is measured. An answer is a row, so that no call asks twice; raises ``Later`` without time."""
     cell = {"model": model, "batch": "probe", "contender": name, "sequences": sequences}
@@ -270,7 +248,7 @@ def plan(settings: Settings) -> list[tuple[str, str, str]]:
 def work(settings: Settings, out: Path, minutes: float) -> list[dict[str, Any]]:
     """Measure what is not done in ``out``, one JSON line a cell, while there is time; the rows of all cells. What failed comes last."""
     call = Call(settings, out, minutes)
-    status = {_key(row): row["status"] for row in call.rows}
+    status = {key(row): row["status"] for row in call.rows}
     left = [cell for cell in plan(settings) if status.get((*cell, None)) != "done"]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for model, batch, name in sorted(left, key=lambda cell: (*cell, None) in status):
@@ -296,106 +274,6 @@ def _cell(call: Call, model: str, batch: str, name: str) -> None:
         call.peer = None
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]}
     call.write(row, began)
-
-
-def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of cells, without those of sizes that were tried."""
-    return [row for row in rows if row["batch"] != "probe"]
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    """The rows of ``out``, the last of each cell; a last line that was cut short is dropped. Raises ``WrongInput`` for anything else."""
-    lines = out.read_text(encoding="utf-8", errors="replace").splitlines() if out.exists() else []
-    rows: list[dict[str, Any]] = []
-    for place, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            if place == len(lines) and line.startswith("{"):
-                break
-            row = None
-        if not isinstance(row, dict) or not {"model", "batch", "contender", "status", "took"} <= set(row):
-            raise runs.WrongInput(f"{out}: line {place} is no row of this command")
-        rows.append(row)
-    return _latest(rows)
-
-
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["model"], row["batch"], row["contender"], row["sequences"] if row["batch"] == "probe" else None
-
-
-def _latest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({_key(row): row for row in rows}.values())
-
-
-def _keep(out: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if out.exists() and out.read_text(encoding="utf-8", errors="replace") != text:
-        part = out.with_suffix(f"{out.suffix}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(out)
-
-
-def table(file: Path = FILE) -> str:
-    """As Markdown, with the targets; "not yet run" without results."""
-    if not file.exists():
-        return "not yet run"
-    rows = pd.read_csv(file)
-    lines = ["| model | batch | contender | step over full AdamW | tokens/s | utilisation | sequences |", "|---|---|---|---|---|---|---|"]
-    for row in records(rows):
-        if row["status"] != "done":
-            lines.append(f"| {row['model']} | {row['batch']} | `{row['contender']}` | {row['error']} | | | |")
-            continue
-        over = float(row.get("ratio", math.nan))
-        ratio = "" if math.isnan(over) else f"{over:.2f}×"
-        lines.append(
-            f"| {row['model']} | {row['batch']} | `{row['contender']}` | {ratio} | {row['tokens_per_second']:,.0f} | "
-            f"{100 * row['utilisation']:.0f} % | {_sequences(row)} |"
-        )
-    return "\n".join([*lines, "", *verdicts(rows)])
-
-
-def verdicts(rows: pd.DataFrame) -> list[str]:
-    """Each target that the rows can decide, and whether it holds."""
-    done = rows[rows.status == "done"].set_index(["model", "batch", "contender"])
-    told = []
-    if ("350m", "equal", "adamw") in done.index:
-        best = max(float(done.utilisation[key]) for key in [("350m", "equal", "adamw"), ("350m", "largest", "adamw")] if key in done.index)
-        told.append(_told("full AdamW at 350m, utilisation", best, AT_LEAST["utilisation"], best >= AT_LEAST["utilisation"], "at least"))
-    for model in ("100m", "350m", "1b"):
-        if (model, "equal", "haar_stiefel") in done.index:
-            ratio = float(done.ratio[model, "equal", "haar_stiefel"])
-            told.append(
-                _told(f"Haar–Stiefel at {model}, step over full AdamW", ratio, AT_LEAST["step"], ratio <= AT_LEAST["step"], "at most")
-            )
-    keys = [("1b", "largest", "haar_stiefel"), ("1b", "largest", "adamw")]
-    if all(key in done.index for key in keys):
-        (least, most), (peer_least, peer_most) = (_between(done.loc[key].to_dict()) for key in keys)
-        low, high = least / peer_most, most / peer_least
-        what = "Haar–Stiefel at 1b, largest batch over full AdamW's"
-        if low >= AT_LEAST["batch"] or high < AT_LEAST["batch"]:
-            told.append(_told(what, low, AT_LEAST["batch"], low >= AT_LEAST["batch"], "at least", high))
-        else:
-            told.append(f"- {what}: between {low:.2f} and {high:.2f}, at least {AT_LEAST['batch']:g}: not decided.")
-    return told
-
-
-def _between(row: dict[Any, Any]) -> tuple[float, float]:
-    """The least and the most that the largest batch can be: what was measured, and one less than what did not fit."""
-    bound = row.get("bound")
-    return float(row["sequences"]), math.inf if bound is None or math.isnan(bound) else float(bound) - 1
-
-
-def _sequences(row: dict[Any, Any]) -> str:
-    least, most = _between(row)
-    if row["batch"] == "equal" or least == most:
-        return f"{least:.0f}"
-    return f"at least {least:.0f}" if math.isinf(most) else f"{least:.0f}–{most:.0f}"
-
-
-def _told(what: str, value: float, limit: float, holds: bool, side: str, most: float | None = None) -> str:
-    shown = f"{value:.2f}" if most is None or most == value else f"between {value:.2f} and {most:.2f}"
-    return f"- {what}: {shown}, {side} {limit:g}: {'holds' if holds else 'missed'}."
 
 
 def main(arguments: list[str] | None = None) -> int:
