@@ -44,20 +44,14 @@ SHORTEST = 60.0  # seconds taken for what was never done on this model, most of 
 TELLING = ("haar_stiefel", "gaussian", "coordinate", "spectral")  # laws before the packages, the others after them
 
 __all__ = ["FILE", "largest", "measured", "read", "table", "verdicts", "work"]
-
-
-def _law(name: str) -> dict[str, Any]:
-    return {"method": "lowrank", "law": name}
-
-
 CONTENDERS: dict[str, dict[str, Any]] = {  # the most telling first
     "adamw": {"method": "adamw"},
-    **{name: _law(name) for name in TELLING},
+    **{name: {"method": "lowrank", "law": name} for name in TELLING},
     "galore": {"method": "galore"},
     "galore_torch": {"method": "adamw", "package": "galore exact"},
     "apollo_torch": {"method": "adamw", "package": "apollo"},
     "lora": {"method": "lora"},
-    **{name: _law(name) for name, law in LAWS.items() if law.unbiased and name not in TELLING},
+    **{name: {"method": "lowrank", "law": name} for name, law in LAWS.items() if law.unbiased and name not in TELLING},
 }
 
 
