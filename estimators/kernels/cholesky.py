@@ -3,8 +3,9 @@
 A program holds one matrix. Step k takes l = A_{·k}/√A_kk, subtracts llᵀ from A and, from M (at first I), l_i times row k of M, which was
 divided by L_kk: after r steps M = L⁻¹. Cholesky-QR of Z (n×r) is ZᵀZ = LLᵀ, Q = ZL⁻ᵀ, R = Lᵀ, done twice: the second pass takes the error
 of QᵀQ from ε·κ(Z)² to ε. diag(R) > 0, so Q is the factor that makes a Gaussian Z Haar (estimators/haar_stiefel.py).
-A batch of N moves 3Nr²·4 bytes and does N(r³/3 + r³/3) operations that are no matrix products; the kernel, which works on full r×r blocks,
-does about 6Nr³. Small matrices are bound by the r steps that wait for one another, which a floor of bytes and operations does not know.
+A batch of N moves triangles, 3N·r(r+1)/2·4 bytes, and does N(r³/3 + r³/3) operations that are no matrix products; the kernel, which works
+on full r×r blocks, does about 6Nr³. Small matrices are bound by the r steps that wait for one another, which a floor of bytes and
+operations does not know.
 Reference: Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm (2015).
 """
 
@@ -33,8 +34,8 @@ class Factor(NamedTuple):
 
 
 def cost(batch: int, r: int) -> Cost:
-    """Of ``batch`` factors and inverses in float32: A read, L and L⁻¹ written."""
-    return Cost(3 * batch * r * r * 4, 0, round(batch * 2 * r**3 / 3))
+    """Of ``batch`` factors and inverses in float32: the triangles of A read, of L and L⁻¹ written."""
+    return Cost(3 * batch * r * (r + 1) // 2 * 4, 0, round(batch * 2 * r**3 / 3))
 
 
 def plain(A: Float[Tensor, "batch r r"]) -> Factor:

@@ -25,7 +25,7 @@ from estimators.kernels.launch import jit, tl
 WORD = 0xFFFFFFFF
 MULTIPLIERS, WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)  # of the first and third word; added to the key after each round
 TO_UNIFORM, LEAST = 4.6566127342e-10, 1e-7  # the largest scale that keeps every uniform below 1; least u₁ of Box–Muller
-CALL, UNIFORM, NORMAL = 100, 4, 20  # 32-bit operations: four words; one uniform of a word; one normal of a uniform
+CALL, NORMAL = 100, 20  # 32-bit operations: four words; one normal of a word
 
 
 class Stream(enum.IntEnum):

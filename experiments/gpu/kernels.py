@@ -5,7 +5,8 @@
 
 Fixed before any of it was run: the shapes in ``kernel_cases``; a kernel first has to agree with its plain version on the device; then all
 are timed in turn, ``repeats`` rounds of as many queued calls as fill 2 ms, after two that are not counted. ``holds``: the median over the
-rounds of the time over that of the compiled plain version is below 1; a kernel of which this is not true in the shapes it is for goes. The
+rounds of the time over that of the compiled plain version is below 1, and over that of what training does today where that is something
+else; a kernel of which this is not true in the shapes it is for goes. The
 floor of a row is its ``Cost`` at the bandwidth of a copy and the rates of large matrix products, measured in the same call; operands that
 stay in the cache from one call to the next may beat it. ``compiled`` has its key compiled in, so it is timed at its best.
 """
@@ -29,27 +30,29 @@ import torch
 
 from estimators.kernels.launch import MISSING
 from experiments import runs
+from experiments.benching import limits
 from experiments.gpu import pack
 from experiments.gpu.kernel_cases import CASES, SMALL, Case, Contenders
 from experiments.publish import RESULTS
-from experiments.training import cost
 from experiments.training.timing import timed
 
 FILE = RESULTS / "gpu" / "kernels.csv"
 REPEATS, MINUTES = 7, 9.0
 SHORTEST = 60.0  # seconds of which a case may need that many, most of them for compiling
 SAMPLE = 2e-3  # seconds that the calls of one round take together
-COPIED = 2**30  # bytes of the copy that measures the bandwidth
 
 
-def machine(device: torch.device, copied: int = COPIED) -> dict[str, float]:
-    """Bytes a second of a copy, read and written, and operations a second of matrix products in float32 and bfloat16."""
-    source, rows = torch.ones(copied // 4, device=device), []
-    target = torch.empty_like(source)
-    for _ in range(6):
-        rows.append(timed(lambda: target.copy_(source), device))
-    rates = {f"{name}_flops": cost.matmul_rate(device, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
-    return {"bandwidth": 2 * copied / min(rows), **rates}
+def facts(device: torch.device) -> dict[str, Any]:
+    """What every row depends on: the code, torch, and the device that was used, which need not be the best of the machine."""
+    environment = runs.environment()
+    named = environment["device"] if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return pack.code() | {"device": named, "torch": environment["torch"]}
+
+
+def machine(device: torch.device) -> dict[str, float]:
+    """``limits`` by the names of the columns."""
+    found = limits.limits(device)
+    return {"bandwidth": found.copy, "fp32_flops": found.gemm, "bf16_flops": found.gemm16}
 
 
 def measured(case: Case, device: torch.device, rates: dict[str, float], repeats: int) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def measured(case: Case, device: torch.device, rates: dict[str, float], repeats:
     with torch.no_grad():
         contenders = case.make(case, device)
         difference = contenders.difference()
-        if difference > contenders.tolerance:
+        if not difference <= contenders.tolerance:  # NaN is no agreement
             raise ValueError(f"the kernel differs from its plain version by {difference:.3g}, more than {contenders.tolerance:g}")
         times = rounds(calls(contenders), device, repeats)
     needs = contenders.cost
@@ -73,10 +76,14 @@ def measured(case: Case, device: torch.device, rates: dict[str, float], repeats:
     for name, some in times.items():
         low, middle, high = (float(q) for q in np.quantile(some, (0.25, 0.5, 0.75)))
         row |= {f"{name}_seconds": middle, f"{name}_q1": low, f"{name}_q3": high}
-    ratio = np.array(times["kernel"]) / np.array(times["compiled"])
-    low, middle, high = (float(q) for q in np.quantile(ratio, (0.25, 0.5, 0.75)))
-    row |= {"ratio": middle, "ratio_q1": low, "ratio_q3": high, "of_floor": floor / row["kernel_seconds"]}
-    return row | {"holds": middle < 1, "repeats": repeats, **rates}
+    row["of_floor"], holds = floor / row["kernel_seconds"], True
+    for peer, name in (("compiled", "ratio"), ("today", "today_ratio")):
+        if peer in times:
+            ratio = np.array(times["kernel"]) / np.array(times[peer])
+            low, middle, high = (float(q) for q in np.quantile(ratio, (0.25, 0.5, 0.75)))
+            row |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
+            holds = holds and middle < 1
+    return row | {"holds": holds, "repeats": repeats, **rates}
 
 
 def calls(contenders: Contenders) -> dict[str, Callable[[], Any]]:
@@ -111,19 +118,19 @@ def work(
     end = time.monotonic() + 60 * minutes
     rows = read(out)
     done = {row["case"] for row in rows if row["status"] == "done"}
-    facts = pack.code() | {name: runs.environment()[name] for name in ("device", "torch")} | {"triton": _version()}
+    known_of_all = facts(device) | {"triton": _version()}
     rates: dict[str, float] = {}
     for case in cases:
         if case.name in done or end - time.monotonic() < min(SHORTEST, 30 * minutes):
             continue
-        rates = rates or machine(device, COPIED if device.type == "cuda" else 2**22)
+        rates = rates or machine(device)
         known = {"case": case.name, "kernel": case.kernel, "dtype": case.dtype, **case.shape}
         try:
             row = known | {"status": "done"} | measured(case, device, rates, repeats)
         except Exception as error:  # the other cases do not depend on it
             traceback.print_exc()
             row = known | {"status": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
-        rows = [other for other in rows if other["case"] != case.name] + [row | facts]
+        rows = [other for other in rows if other["case"] != case.name] + [row | known_of_all]
         runs.write_json(out, rows)
         print(f"{case.name}: {said(row)}", flush=True)
         if device.type == "cuda":

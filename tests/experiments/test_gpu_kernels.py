@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from estimators.kernels.cholesky import Factor, Orthonormal
 from estimators.kernels.launch import INTERPRETED
+from experiments.benching.limits import Limits
 from experiments.gpu import kernel_cases, kernels
 from experiments.gpu.kernel_cases import CASES, SMALL
 from experiments.pages import kernels as page
@@ -24,7 +26,7 @@ def quick(patch: pytest.MonkeyPatch) -> None:
     """One call a round, nothing compiled."""
     patch.setattr("torch.compile", lambda function, **_: function)
     patch.setattr(kernels, "SAMPLE", 0.0)
-    patch.setattr(kernels.cost, "matmul_rate", lambda *_: 1e9)
+    patch.setattr(kernels.limits, "limits", lambda _: Limits(gemm=1e9, gemm16=2e9, copy=1e9, normals=1e9))
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +52,9 @@ def test_every_kernel_has_its_rows(finished: Path) -> None:
         times = [row[f"{name}_{value}"] for name in ("kernel", "plain", "compiled") for value in ("q1", "seconds", "q3")]
         assert all(time > 0 for time in times) and times[0] <= times[1] <= times[2]
         assert row["floor"] >= row["bytes"] / row["bandwidth"] and row["of_floor"] == pytest.approx(row["floor"] / row["kernel_seconds"])
-        assert row["holds"] == (row["ratio"] < 1) and row["repeats"] == 5
+        assert row["holds"] == (row["ratio"] < 1 and row.get("today_ratio", 0) < 1) and row["repeats"] == 5
         assert {"git_sha", "code_sha256", "device", "torch", "triton", "difference"} <= set(row)
+        assert row["device"].startswith("cpu") and (row["fp32_flops"], row["bf16_flops"], row["bandwidth"]) == (1e9, 2e9, 1e9)
         assert ("today_seconds" in row) == row["kernel"].startswith(("sketch", "lift", "cholesky_qr"))
 
 
@@ -77,6 +80,56 @@ def test_a_kernel_that_differs_has_no_time(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernel_cases.hadamard, "plain", lambda X: X)
     with pytest.raises(ValueError, match=r"the kernel differs from its plain version by"):
         kernels.measured(case, CPU, {}, 5)
+
+
+IDLE: dict[str, tuple[Any, str, Any]] = {  # kernel → where it is, and one that does nothing
+    "sketch": (kernel_cases.sketch, "sketch", lambda X, law, key: X[:, : law.rank]),  # noqa: ARG005
+    "hadamard": (kernel_cases.hadamard, "transform", lambda X: X),
+    "lift": (kernel_cases.rounding_lift, "lift", lambda W, *_: W),
+    "cholesky": (kernel_cases.cholesky, "factor", lambda A: Factor(A, A, torch.zeros(len(A)))),
+    "cholesky_qr": (kernel_cases.cholesky, "cholesky_qr", lambda Z: Orthonormal(Z, Z.mT @ Z, torch.zeros(len(Z)))),
+}
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_a_kernel_that_does_nothing_has_no_time(case: kernel_cases.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*IDLE[case.kernel.split()[0]])
+    monkeypatch.setattr(kernels, "rounds", lambda *_: pytest.fail("timed"))
+    with pytest.raises(ValueError, match=r"differs from its plain version"):
+        kernels.measured(case, CPU, {}, 5)
+
+
+def test_no_agreement_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in SMALL if case.kernel == "cholesky")
+    monkeypatch.setattr(kernel_cases.cholesky, "factor", lambda A: Factor(A, A * float("nan"), torch.zeros(len(A))))
+    with pytest.raises(ValueError, match="by nan"):
+        kernels.measured(case, CPU, {}, 5)
+
+
+def test_a_wrong_rounding_of_the_lift_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To nearest instead of stochastically: only operands with bits below bfloat16 show it."""
+    case = next(case for case in SMALL if case.kernel == "lift")
+    monkeypatch.setattr(kernel_cases.rounding_lift, "lift", lambda W, B, V, _: W.copy_(W.float() + B.float() @ V.float().mT))
+    with pytest.raises(ValueError, match=r"differs from its plain version"):
+        kernels.measured(case, CPU, {}, 5)
+
+
+@pytest.mark.parametrize(("compiled", "today", "holds"), [(2.0, 2.0, True), (2.0, 0.5, False), (0.5, 2.0, False), (2.0, None, True)])
+def test_a_kernel_holds_that_is_below_everything(
+    compiled: float, today: float | None, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"kernel": [1.0] * 5, "plain": [3.0] * 5, "compiled": [compiled] * 5} | ({} if today is None else {"today": [today] * 5})
+    monkeypatch.setattr(kernels, "rounds", lambda *_: times)
+    row = kernels.measured(SMALL[0], CPU, kernels.machine(CPU), 5)
+    assert row["holds"] is holds and row.get("today_ratio") == (None if today is None else 1 / today)
+
+
+def test_the_floor_of_an_orthonormal_factor_is_one_pass() -> None:
+    case = next(case for case in SMALL if case.kernel == "cholesky_qr")
+    batch, n, r = (case.shape[name] for name in ("batch", "n", "r"))
+    found = case.make(case, CPU).cost
+    assert found.products == batch * 2 * n * r * r and found.others == kernel_cases.cholesky.cost(batch, r).others
+    assert found.bytes == 4 * batch * (2 * n * r + r * (r + 1) // 2)
 
 
 def test_the_plan_has_every_kernel_early_and_every_shape_once() -> None:

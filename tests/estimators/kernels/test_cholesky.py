@@ -92,5 +92,5 @@ def test_wrong_input_is_refused() -> None:
 
 
 def test_the_two_numbers() -> None:
-    assert cholesky.cost(168, 64) == (3 * 168 * 64 * 64 * 4, 0, round(168 * 2 * 64**3 / 3))
+    assert cholesky.cost(168, 64) == (3 * 168 * (64 * 65 // 2) * 4, 0, round(168 * 2 * 64**3 / 3))
     assert launch.Cost(100, 20, 3).floor(10.0, 100.0, 1.0) == 10.0
