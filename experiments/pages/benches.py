@@ -45,10 +45,13 @@ def _rows(folder: Path, kind: str) -> list[dict[Any, Any]]:
 
 
 def asked(row: dict[Any, Any]) -> str:
-    """The targets of a row, over its peer and in seconds, and whether they were missed."""
-    limits = [f"{row['target']:g}×"] if "target" in row else []
-    limits += [f"{row['seconds_target']:g} s"] if "seconds_target" in row else []
-    return ", ".join(limits + (["missed"] if str(row.get("holds", True)) == "False" else []))
+    """The targets of a row, over its peer and in seconds, and which of them were missed."""
+    told = []
+    if "target" in row:
+        told.append(f"{row['target']:g}×" + (" missed" if row.get("ratio_with_redraws", row["ratio"]) > row["target"] else ""))
+    if "seconds_target" in row:
+        told.append(f"{row['seconds_target']:g} s" + (" missed" if row["seconds"] > row["seconds_target"] else ""))
+    return ", ".join(told)
 
 
 def _line(group: str, row: dict[Any, Any]) -> str:
