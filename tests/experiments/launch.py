@@ -39,7 +39,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and b
     "galore ddp": {"method": "galore", "rank": 4},
     "ldadam ddp": {"method": "ldadam", "rank": 4},
     "spectral_adam ddp": {"method": "spectral_adam", "rank": 4},
-    "gradlite ddp": {"method": "gradlite", "rank": 4},
+    "gradlite ddp": {"method": "gradlite", "rank": 4, "inner": "sgd"},
     "gradlite_static ddp": {"method": "gradlite_static", "rank": 0.25},
     "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
 }

@@ -49,14 +49,15 @@ def test_two_processes_give_the_loss_curve_of_one(name: str, two: Path, text: Pa
 
     Products in 16 bits are rounded differently when a batch is split differently, which moves a loss by more than that; one process therefore
     takes the parts of the two as micro-batches. Then float32 sums of two gradients are all that differs, and a quarter of 1e-2 is allowed for
-    weights that they round to another 16-bit number (fsdp; ddp is equal to the last bit)."""
+    weights that they round to another 16-bit number (fsdp; ddp is equal to the last bit), and of a norm one rounding, 2⁻⁸. GradLite takes plain
+    steps: Adam would magnify the directions of its basis that hold nothing but rounding."""
     sixteen = "rounded" in name or "bf16" in name
     one = pretrain.main(few(text, tmp_path, **SCENARIOS[name] | ({"accumulate": 2} if sixteen else {})))
     run = trained(two, name)
     for kind in ("train", "eval"):
         assert losses(run, kind) == pytest.approx(losses(one, kind), abs=2.5e-3 if sixteen else 1e-4), kind
     norms = [[row["grad_norm"] for row in some.rows() if row["kind"] == "train"] for some in (run, one)]
-    assert norms[0] == pytest.approx(norms[1], rel=2e-3)
+    assert norms[0] == pytest.approx(norms[1], rel=2**-8 if sixteen else 2e-3)
 
 
 @pytest.mark.usefixtures("one_thread")
