@@ -14,7 +14,7 @@ from experiments.pages.figures import colour, style
 def ratios(rows: list[dict[str, Any]]) -> Figure:
     """One line a row that has a peer, the groups below one another; logarithmic."""
     style()
-    shown = [row for row in rows if "ratio_q1" in row and row["name"] != "peer"]
+    shown = [row for row in rows if "ratio_q1" in row and row["name"] != "peer" and row["kind"] != "growth"]
     figure, ax = plt.subplots(figsize=(8.0, 0.2 * len(shown) + 1.2))
     place = np.arange(len(shown))[::-1]
     groups = list(dict.fromkeys(row["kind"] for row in shown))
@@ -26,7 +26,7 @@ def ratios(rows: list[dict[str, Any]]) -> Figure:
             ax.plot([row["target"]] * 2, [y - 0.4, y + 0.4], color="#000000", linewidth=1.2)
     ax.axvline(1, color="#000000", linewidth=0.6)
     names = [f"{row['kind']}: {row['name']} {row.get('shape', '')} / {row.get('over', 'peer')}" for row in shown]
-    ax.set_yticks(place, [name if len(name) < 90 else name[:88] + "…" for name in names], fontsize=6)
+    ax.set_yticks(place, [name if len(name) < 80 else name[:78] + "…" for name in names], fontsize=6)
     ax.set(xscale="log", xlabel="time over that of the peer (log)", ylim=(-1, len(shown)))
     figure.tight_layout()
     return figure
@@ -44,6 +44,11 @@ def growth(rows: list[dict[str, Any]]) -> Figure:
         ax.plot(values, [row["predicted"] for row in points], "-", color="#000000", linewidth=1, label="operations")
         ax.plot(values, [row["ratio"] for row in points], "o", color=colour("haar_stiefel"), markersize=4, label="seconds")
         ax.set(xscale="log", yscale="linear" if name == "K" else "log", xlabel=name)
+        ax.set_xticks(values, [str(value) for value in values], rotation=45)
+        ax.minorticks_off()
+        if name != "K":
+            seen = [row["ratio"] for row in points]
+            ax.set_yticks(seen, [f"{value:.3g}" for value in seen])
     axes[0][0].set(ylabel="over the first point")
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
