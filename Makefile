@@ -22,7 +22,7 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/lowrank demo
 
-# The libraries are covered by their own tests; experiments are tested without the counting, which costs a third of the time.
+# The libraries are covered by their own tests; experiments are tested without the counting, which slows them.
 LIBRARIES := theory estimators optimizers tests/theory tests/estimators tests/optimizers $(wildcard tests/test_*.py)
 TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 

@@ -29,6 +29,7 @@ from estimators.writing import Lift, Writer
 
 
 def _shown(look: Callable[[str, Tensor, Tensor], None], name: str, layer: LowRankLinear, earlier: Any, X: Tensor, D: Tensor) -> None:
+    """To an observer that was there before and to this one, which is then over."""
     layer.observer = None
     if earlier is not None:
         earlier(X, D)

@@ -74,11 +74,11 @@ class ErrorBasis(Keeper):
         if bool((energy > 0) & torch.isfinite(energy)):
             for _ in range(0 if self.static else steps):
                 U = torch.linalg.qr(processes.mean(exact.mT @ (exact @ U)))[0]
-                self.captured = processes.mean((exact @ U).square().sum()) / energy
+                self.captured = _share(exact, U, energy)
                 if self.captured >= directions.ENOUGH:  # another step would turn U by rounding
                     break
             if self.static:
-                self.captured = processes.mean((exact @ U).square().sum()) / energy
+                self.captured = _share(exact, U, energy)
         self.U = U.contiguous()  # as a checkpoint gives it back: products round by the layout
 
     def visit(self, ids: Int[Tensor, " b"]) -> None:
@@ -94,3 +94,8 @@ class ErrorBasis(Keeper):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.U, self._last, self.captured = state.get("U"), state.get("last"), None
         self.inputs.load_state_dict({name.removeprefix("inputs."): value for name, value in state.items() if name.startswith("inputs.")})
+
+
+def _share(D: Float[Tensor, "t m"], U: Float[Tensor, "m r"], energy: Tensor) -> Tensor:
+    """‖ΔU‖²/‖Δ‖² over all processes."""
+    return processes.mean((D @ U).square().sum()) / energy

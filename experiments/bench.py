@@ -5,7 +5,7 @@ and backward over nn.Linear with its weight gradient. ``step``: one optimizer st
 lift is part of it, redraws are timed apart and added at their share 1/K. ``memory``: bytes that the linear layers of the blocks save for the backward
 pass, each storage counted once, over those of ``nn.Linear``. ``refresh``: what a redraw costs, for laws fitted to the gradient with its full gradient
 or its online updates. ``live``: a step that is measured live over one that is not, and its share of a run. ``growth``: seconds against r, n, blocks
-and K, beside theory/operations.py. ``start``: imports and ``lowrank --help``. ``optimizers``: updates of the optimizers in a frame alone, over their
+and K, beside theory/operations.py. ``start``: imports and ``lowrank --help``. ``optimizer``: updates of the optimizers in a frame alone, over their
 two products and over published packages.
 
 The machine's limits come first: rates of products, copies and normal numbers; ``share`` of a row is the time that they allow over the time it took.
@@ -30,7 +30,7 @@ from experiments.benching import growth, measuring, regressions, sampling, start
 from experiments.benching.limits import Limits, limits
 from experiments.training import models, updating
 
-GROUPS = ("sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizers")
+GROUPS = ("sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer")
 DEFAULT = ("layer", "step", "memory", "refresh", "live")
 
 
@@ -39,7 +39,7 @@ class Config:
     """Time and memory of LowRank-IPA beside its peers."""
 
     group: tuple[str, ...] = DEFAULT
-    """What to measure: sampling, measure, layer, step, memory, refresh, live, growth, start, optimizers."""
+    """What to measure: sampling, measure, layer, step, memory, refresh, live, growth, start, optimizer."""
     model: str = "60m"
     """Preset of lowrank pretrain."""
     law: tuple[str, ...] = ("haar_stiefel", "spectral")
@@ -82,7 +82,7 @@ class Config:
 PRESETS = {
     "tiny": Config(model="tiny", sequences=16, length=128),
     "60m": Config(),
-    "optimizers": Config(group=("optimizers",), rank=0.25, length=128, repeats=31),
+    "optimizers": Config(group=("optimizer",), rank=0.25, length=128, repeats=31),
     "primitives": Config(group=("sampling", "measure", "layer", "growth", "start")),
 }
 
@@ -106,7 +106,7 @@ def main(config: Config) -> runs.Run:
         "live": lambda _: training.live(config, device),
         "growth": lambda limits: growth.growth(config, device, limits),
         "start": lambda _: start.start(config),
-        "optimizers": lambda _: updating.rows(training.settings(config, "gaussian", "adamw"), device, config.repeats),
+        "optimizer": lambda _: updating.rows(training.settings(config, "gaussian", "adamw"), device, config.repeats),
     }
     open_ = [name for name in config.group if name not in {row["kind"] for row in run.rows()}]
     found = limits(device) if open_ else None
@@ -118,6 +118,6 @@ def main(config: Config) -> runs.Run:
                 run.log(*({"kind": name, **row} for row in parts[name](found)))
                 bar.update()
     run.log(*regressions.found(old, run.rows()))
-    runs.write_json(run.path / "bench.json", {"config": run.config, "environment": run.read("env.json"), "rows": run.rows()})
+    run.write("bench.json", {"config": run.config, "environment": run.read("env.json"), "rows": run.rows()})
     run.finish()
     return run

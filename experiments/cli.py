@@ -19,7 +19,7 @@ QUESTIONS = {
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
-    "bench": "time and memory of a step beside full AdamW and LoRA, as ratios in one run",
+    "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
     "report": "one self-contained HTML page from finished runs",

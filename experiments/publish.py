@@ -25,7 +25,7 @@ KEPT = {  # question → kinds of rows worth committing
     "compare": ("trial", "final", "paired", "curve", "cost"),
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
-    "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizers"),
+    "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
     "memory": ("memory", "communication", "measured", "footprint", "target", "agreement", "not_run"),
 }

@@ -24,9 +24,9 @@ class Limits:
     copy: float
     normals: float
 
-    def seconds(self, operations: float = 0.0, moved: float = 0.0, normals: float = 0.0, dtype: torch.dtype = torch.float32) -> float:
-        """The least time of so many operations in ``dtype``, bytes read and written, and normal numbers, one after the other."""
-        return operations / (self.gemm16 if dtype == torch.bfloat16 else self.gemm) + moved / self.copy + normals / self.normals
+    def seconds(self, operations: float = 0.0, normals: float = 0.0, dtype: torch.dtype = torch.float32) -> float:
+        """The least time of so many operations in ``dtype`` and of normal numbers, one after the other."""
+        return operations / (self.gemm16 if dtype == torch.bfloat16 else self.gemm) + normals / self.normals
 
     def row(self) -> dict[str, Any]:
         return {"kind": "machine", **{f"{name}_per_second": value for name, value in asdict(self).items()}}

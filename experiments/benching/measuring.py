@@ -9,6 +9,7 @@ import torch
 from estimators import LAWS, keyed
 from estimators.measure import BUDGET_BYTES, measure
 from experiments.benching.limits import Limits
+from experiments.benching.sampling import floor
 from experiments.training.timing import pairs
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ SECONDS_LIMIT, LOOP_LIMIT = {"cpu": 30.0, "cuda": 30.0}, 0.1
 
 
 def measuring(config: Config, device: torch.device, limits: Limits) -> list[dict[str, Any]]:
-    """Each repeat measures 1/repeats of the draws, so that all together are the DRAWS that are judged; seconds are of all."""
+    """Each repeat measures 1/repeats of the draws, so that all together are the DRAWS that are judged; seconds are of all.
+
+    The floor is the products, and for laws whose draw has one that of drawing V; ``floor_ratio``: over the loop, what no measurement can undercut."""
     generator = keyed.generator(config.seed, "bench measure", 0, device)
     G = torch.randn(M, N, generator=generator, device=device) * torch.logspace(0, -2, N, device=device)
     size = -(-DRAWS // config.repeats)
@@ -39,7 +42,8 @@ def measuring(config: Config, device: torch.device, limits: Limits) -> list[dict
         share = LOOP / size  # both per draw
         row |= {key: row[key] * share for key in ("ratio", "ratio_q1", "ratio_q3")}
         seconds = row["seconds"] * DRAWS / size
-        least = DRAWS * limits.seconds(operations=operations())
+        least = DRAWS * (limits.seconds(operations=operations()) + (floor(name, N, RANK, limits) or 0.0))
+        loops = peer["seconds"] * DRAWS / LOOP
         limit = SECONDS_LIMIT["cuda" if device.type == "cuda" else "cpu"]
         rows.append(
             row
@@ -49,7 +53,13 @@ def measuring(config: Config, device: torch.device, limits: Limits) -> list[dict
                 "shape": f"m={M}, n={N}, r={RANK}, {DRAWS} draws",
                 "budget_bytes": BUDGET_BYTES,
             }
-            | {"loop_seconds": peer["seconds"] * DRAWS / LOOP, "floor_seconds": least, "share": least / seconds, "seconds_target": limit}
+            | {
+                "loop_seconds": loops,
+                "floor_seconds": least,
+                "floor_ratio": least / loops,
+                "share": least / seconds,
+                "seconds_target": limit,
+            }
             | {"target": LOOP_LIMIT, "holds": row["ratio"] <= LOOP_LIMIT and seconds <= limit}
         )
     return rows

@@ -116,7 +116,7 @@ def memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
         body: Any = bench.task.model.model
         names = [name for name, _ in body.named_modules() if name.endswith("_proj")]
         shared, separate = cost.saved_bytes(body, names, bench.loss)
-        row = {"name": name, "saved_bytes": shared, "saved_bytes_layer_by_layer": separate}
+        row = {"name": name, "over": "nn.Linear", "saved_bytes": shared, "saved_bytes_layer_by_layer": separate}
         base = rows[0] if rows else row
         row |= {"ratio": shared / base["saved_bytes"], "ratio_layer_by_layer": separate / base["saved_bytes_layer_by_layer"]}
         if method == "lowrank":
@@ -158,7 +158,7 @@ def live(config: Config, device: torch.device) -> list[dict[str, Any]]:
 
         _, row = pairs(bench.step, {law: measured}, device, config.repeats)
         share = (row["ratio"] - 1) / LIVE_EVERY
-        rows.append(row | {"share": share, "limit": LIVE_LIMIT, "holds": share <= LIVE_LIMIT})
+        rows.append(row | {"over": "a plain step", "share": share, "limit": LIVE_LIMIT, "holds": share <= LIVE_LIMIT})
     return rows
 
 

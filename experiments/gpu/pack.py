@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments import runs
 from experiments.runs import WrongInput
 from experiments.text import corpus, tokens
@@ -115,11 +117,18 @@ def read(source: Path) -> dict[str, Any]:
 def code() -> dict[str, Any]:
     """Which code this is: a SHA-256 over the Python files of the packages, and the commit where there is a repository."""
     digest = hashlib.sha256()
-    for package in ("theory", "estimators", "experiments"):
+    for package in ("theory", "estimators", "optimizers", "experiments"):
         for file in sorted((ROOT / package).rglob("*.py")):
             digest.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     environment = runs.environment()
     return {"code_sha256": digest.hexdigest(), "git_sha": environment["git_sha"], "git_dirty": environment["git_dirty"]}
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What every row depends on: the code, torch, and the device that was used, which need not be the best of the machine."""
+    environment = runs.environment()
+    named = environment["device"] if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return code() | {"device": named, "torch": environment["torch"]}
 
 
 def tracked_bytes() -> int:

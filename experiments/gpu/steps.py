@@ -28,11 +28,10 @@ import torch
 
 from estimators import LAWS
 from experiments import pretrain, runs
-from experiments.gpu import cells
-from experiments.gpu.kernels import facts
+from experiments.gpu import cells, pack
 from experiments.gpu.measure import free, held
 from experiments.gpu.steps_rows import keep, key, largest, latest, measured, read
-from experiments.gpu.steps_table import FILE, table, verdicts
+from experiments.gpu.steps_table import FILE
 from experiments.training import cost
 from experiments.training.options import Precision
 from experiments.training.packages import PACKAGES
@@ -43,7 +42,6 @@ NEVER = 10**9
 SHORTEST = 60.0  # seconds taken for what was never done on this model, most of them for compiling
 TELLING = ("haar_stiefel", "gaussian", "coordinate", "spectral")  # laws before the packages, the others after them
 
-__all__ = ["FILE", "largest", "measured", "read", "table", "verdicts", "work"]
 CONTENDERS: dict[str, dict[str, Any]] = {  # the most telling first
     "adamw": {"method": "adamw"},
     **{name: {"method": "lowrank", "law": name} for name in TELLING},
@@ -83,7 +81,7 @@ class Call:
         self.end = time.monotonic() + 60 * minutes
         self.device = runs.device(settings.device)
         asked = {"precision": settings.precision, "rank": settings.rank, "length": settings.length}
-        self.facts = facts(self.device) | asked
+        self.facts = pack.facts(self.device) | asked
         self.rows = read(out)
         for name in ("device", *asked):
             if others := {row.get(name) for row in self.rows} - {self.facts[name]}:
@@ -230,7 +228,7 @@ def _rates(call: Call, model: str, sequences: int, seconds: float) -> dict[str, 
     """By the operations of the plain model: a contender with more or fewer parameters of its own has the same work to do."""
     tokens = sequences * call.settings.length
     flops = cells.flops_per_token(model, call.settings.length) * tokens
-    return {"tokens_per_second": tokens / seconds, "utilisation": flops / seconds / call.gemm, "gemm16_per_second": call.gemm}
+    return {"tokens_per_second": tokens / seconds, "utilisation": flops / seconds / call.gemm, "gemm_per_second": call.gemm}
 
 
 def plan(settings: Settings) -> list[tuple[str, str, str]]:

@@ -20,11 +20,13 @@ def primitives(results: Path = RESULTS) -> str:
     if not (folder / "60m-primitives.json").exists():
         return "not yet run"
     told = json.loads((folder / "60m-primitives.json").read_text(encoding="utf-8"))
-    machine = records(pd.read_csv(folder / "60m-primitives-machine.csv"))[0]
     text = [
-        f"{told['environment']['device']}: products {machine['gemm_per_second'] / 1e9:,.0f} GFLOP/s in float32, "
-        f"{machine['gemm16_per_second'] / 1e9:,.0f} in bfloat16, copies {machine['copy_per_second'] / 1e9:,.1f} GB/s, normal numbers "
-        f"{machine['normals_per_second'] / 1e6:,.0f} M/s.",
+        *(
+            f"{told['environment']['device']}, {machine['groups']}: products {machine['gemm_per_second'] / 1e9:,.0f} GFLOP/s in float32, "
+            f"{machine['gemm16_per_second'] / 1e9:,.0f} in bfloat16, copies {machine['copy_per_second'] / 1e9:,.1f} GB/s, normal numbers "
+            f"{machine['normals_per_second'] / 1e6:,.0f} M/s."
+            for machine in records(pd.read_csv(folder / "60m-primitives-machine.csv"))
+        ),
         "",
         "| group | what | shape | over | ratio | quartiles | at most | seconds | of the limit |",
         "|---|---|---|---|---|---|---|---|---|",

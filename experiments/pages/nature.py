@@ -33,8 +33,8 @@ def nature(label: str) -> str:
         return COMPENSATED
     if name in CLAIMS:
         return UNBIASED if CLAIMS[name](NEUTRAL) == 1 else SHARE
-    if name in LAWS or (name in OF_A_LAW and law and law[0] in LAWS):
-        return UNBIASED if LAWS[name if name in LAWS else law[0]].unbiased else BIASED
+    if law or name in LAWS:
+        return UNBIASED if LAWS[law[0] if law else name].unbiased else BIASED
     if name in ESTIMATED or name in OF_A_LAW:
         return UNBIASED
     if name in METHODS or name in HOOKS:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from estimators import LAWS
-from experiments.gpu import steps
+from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
 from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers
@@ -83,7 +83,7 @@ def bench_table(results: Path = RESULTS) -> str:
 
 def updates_table(results: Path = RESULTS) -> str:
     """Time of an update alone: of every method with its refresh, and over published packages."""
-    file = results / "bench" / "60m-optimizers-optimizers.csv"
+    file = results / "bench" / "60m-optimizers-optimizer.csv"
     if not file.exists():
         return "not yet run"
     rows = pd.read_csv(file)
@@ -149,7 +149,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
-    | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps.table, "kernels": kernels.markdown},
+    | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

@@ -116,7 +116,7 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
         "refresh": "What a redraw costs",
         "growth": "How the cost grows; predicted: by operations",
         "start": "Until the command answers and the package is imported, over import torch",
-        "optimizers": "Updates of the optimizers in a frame alone",
+        "optimizer": "Updates of the optimizers in a frame alone",
         "live": "A step that is measured live, over one that is not; share: of a run that measures one step in 100",
     }
     text = verdict(sum(row["holds"] for row in judged), len(judged), f"targets at r/n = {run.config['rank']:g}")

@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_limits_add_up() -> None:
     machine = Limits(gemm=4.0, gemm16=8.0, copy=2.0, normals=5.0)
-    assert machine.seconds(operations=8, moved=4, normals=10) == 2 + 2 + 2
+    assert machine.seconds(operations=8, normals=10) == 2 + 2
+    assert machine.seconds(operations=8, dtype=torch.bfloat16) == 1
     assert machine.row()["gemm_per_second"] == 4.0 and machine.row()["kind"] == "machine"
 
 
@@ -145,6 +146,11 @@ def row(ratio: float, spread: float = 0.02, **more: Any) -> dict[str, Any]:
         ({"kind": "memory", "name": "a", "ratio": 0.2}, {"kind": "memory", "name": "a", "ratio": 0.24}, True),  # a count has no spread
         ({"kind": "memory", "name": "a", "ratio": 0.2}, {"kind": "memory", "name": "a", "ratio": 0.2}, False),
         (row(math.nan), row(1.2), False),
+        (
+            {"kind": "optimizer", "name": "a", "ratio": 1.0},
+            {"kind": "optimizer", "name": "a", "ratio": 1.2},
+            False,
+        ),  # a time of unknown spread
     ],
 )
 def test_a_regression_is_beyond_the_noise_of_both(old: dict[str, Any], new: dict[str, Any], slower: bool) -> None:
@@ -173,6 +179,10 @@ def test_what_is_compared_with_is_a_bench(small: runs.Run, tmp_path: Path, capsy
         assert "not the bench.json" in said and said.count("\n") == 1
     assert cli.main(["bench", "--model", "tiny", "--compare", str(small.path), "--runs-dir", str(tmp_path / "runs")]) == 2
     assert "that bench had model='60m', this one has 'tiny'" in capsys.readouterr().err
+    told = json.loads((small.path / "bench.json").read_text(encoding="utf-8"))
+    (tmp_path / "gpu.json").write_text(json.dumps(told | {"environment": {"device": "another"}}))
+    with pytest.raises(runs.WrongInput, match="that bench had device='another'"):
+        regressions.load(tmp_path / "gpu.json", config)
     assert not (tmp_path / "runs").exists()
 
 

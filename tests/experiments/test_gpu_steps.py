@@ -13,7 +13,7 @@ import torch
 
 from estimators import LAWS
 from experiments import runs
-from experiments.gpu import steps
+from experiments.gpu import steps, steps_rows, steps_table
 from experiments.gpu.steps import Settings
 
 SMALL = Settings(
@@ -31,7 +31,7 @@ def test_the_largest_batch_is_found_to_three_percent_or_one(room: int, start: in
         asked.append(size)
         return size <= room
 
-    low, high = steps.largest(fits, 512, start)
+    low, high = steps_rows.largest(fits, 512, start)
     assert low <= room and (high is None) == (room >= 512) and (high or 512) <= max(low + 1, 1.03 * low, 512 * (high is None))
     assert high is None or room < high
     assert low == 512 if high is None else (low in asked or not low) and high in asked
@@ -50,10 +50,10 @@ def test_cells_are_measured_once_and_in_order(tmp_path: Path, monkeypatch: pytes
     large = [row for row in rows if row["batch"] == "largest"]
     assert {row["sequences"] for row in rows if row["batch"] == "equal"} == {2} and {row["sequences"] for row in large} == {3}
     assert all(row["bound"] is None and row["seconds_q1"] <= row["seconds"] <= row["seconds_q3"] for row in large)
-    work = {row["utilisation"] * row["seconds"] * row["gemm16_per_second"] / row["sequences"] for row in rows}
+    work = {row["utilisation"] * row["seconds"] * row["gemm_per_second"] / row["sequences"] for row in rows}
     assert max(work) == pytest.approx(min(work)), "a contender is paid for parameters of its own"
     everything = [json.loads(line) for line in out.read_text().splitlines()]
-    assert steps.measured(everything) == rows and {row["status"] for row in everything if row["batch"] == "probe"} == {"fits"}
+    assert steps_rows.measured(everything) == rows and {row["status"] for row in everything if row["batch"] == "probe"} == {"fits"}
     monkeypatch.setattr(steps, "at_equal_batch", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(steps, "at_largest_batch", lambda *_: pytest.fail("measured again"))
     assert steps.work(SMALL, out, minutes=9) == rows
@@ -103,7 +103,7 @@ def test_what_does_not_fit_or_is_not_installed_is_a_row(tmp_path: Path, monkeypa
     rows = steps.work(SMALL, tmp_path / "steps.jsonl", minutes=9)
     assert {row["error"] for row in rows} == {"OutOfMemoryError: CUDA out of memory.", "OutOfMemoryError: not one sequence fits"}
     pd.DataFrame(rows).to_csv(tmp_path / "steps.csv", index=False)
-    assert "not one sequence fits" in steps.table(tmp_path / "steps.csv")
+    assert "not one sequence fits" in steps_table.table(tmp_path / "steps.csv")
 
 
 class Idle:
@@ -154,7 +154,7 @@ def test_what_failed_is_tried_again_last_and_a_cut_line_is_dropped(tmp_path: Pat
     rows = steps.work(SMALL, out, minutes=9)
     assert asked[4:] == ["lora", "adamw", "galore"]
     assert len(rows) == len(steps.plan(SMALL)) and {row["status"] for row in rows} == {"done"}
-    assert steps.measured(steps.read(out)) == rows
+    assert steps_rows.measured(steps_rows.read(out)) == rows
     assert [json.loads(line)["status"] for line in out.read_text().splitlines()].count("failed") == 2
     for text in ("notes\n", "[1]\n", '{"model": "a"}\n', 'x\n{"model'):
         out.write_text(text)
@@ -213,7 +213,7 @@ def test_the_committed_table_is_of_a_cuda_device(
         assert capsys.readouterr().err == f"experiments.gpu.steps: {out} has no rows of a CUDA device\n" and not file.exists()
     out.write_text("".join(json.dumps(one) + "\n" for one in told))
     assert steps.main(["--out", str(out), "--table"]) == 0
-    assert len(pd.read_csv(file)) == 1 and "| at least 16 |" in steps.table(file)
+    assert len(pd.read_csv(file)) == 1 and "| at least 16 |" in steps_table.table(file)
 
 
 def row(model: str, batch: str, contender: str, **values: Any) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def row(model: str, batch: str, contender: str, **values: Any) -> dict[str, Any]
 
 
 def test_targets_are_decided_by_their_rows(tmp_path: Path) -> None:
-    assert steps.table(tmp_path / "none.csv") == "not yet run"
+    assert steps_table.table(tmp_path / "none.csv") == "not yet run"
     rows = [
         row("350m", "equal", "adamw", utilisation=0.40),
         row("350m", "largest", "adamw", utilisation=0.46),
@@ -231,13 +231,13 @@ def test_targets_are_decided_by_their_rows(tmp_path: Path) -> None:
         row("1b", "largest", "adamw", sequences=10, bound=11),
         row("1b", "largest", "haar_stiefel", sequences=14, bound=15),
     ]
-    assert steps.verdicts(pd.DataFrame(rows)) == [
+    assert steps_table.verdicts(pd.DataFrame(rows)) == [
         "- full AdamW at 350m, utilisation: 0.46, at least 0.45: holds.",
         "- Haar–Stiefel at 100m, step over full AdamW: 0.85, at most 0.9: holds.",
         "- Haar–Stiefel at 350m, step over full AdamW: 0.95, at most 0.9: missed.",
         "- Haar–Stiefel at 1b, largest batch over full AdamW's: 1.40, at least 1.5: missed.",
     ]
-    assert steps.verdicts(pd.DataFrame(rows[:1]))[0].endswith("missed.")
+    assert steps_table.verdicts(pd.DataFrame(rows[:1]))[0].endswith("missed.")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_targets_are_decided_by_their_rows(tmp_path: Path) -> None:
 )
 def test_the_largest_batches_are_judged_by_their_bounds(mine: tuple[int, int | None], peer: tuple[int, int | None], said: str) -> None:
     both = [row("1b", "largest", name, sequences=one[0], bound=one[1]) for name, one in (("adamw", peer), ("haar_stiefel", mine))]
-    assert steps.verdicts(pd.DataFrame(both)) == [f"- Haar–Stiefel at 1b, largest batch over full AdamW's: {said}"]
+    assert steps_table.verdicts(pd.DataFrame(both)) == [f"- Haar–Stiefel at 1b, largest batch over full AdamW's: {said}"]
 
 
 def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
