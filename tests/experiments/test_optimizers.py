@@ -188,8 +188,8 @@ def test_the_committed_checks_are_of_every_method() -> None:
 
 
 def test_updates_are_timed_beside_their_products(tmp_path: Path) -> None:
-    config = bench.Config(model="tiny", group=("optimizers",), rank=0.25, sequences=2, length=32, repeats=5, runs_dir=tmp_path, quiet=True)
-    found = [row for row in bench.main(config).rows() if row["kind"] == "optimizers"]
+    config = bench.Config(model="tiny", group=("optimizer",), rank=0.25, sequences=2, length=32, repeats=5, runs_dir=tmp_path, quiet=True)
+    found = [row for row in bench.main(config).rows() if row["kind"] == "optimizer"]
     assert [row["name"] for row in found if row["over"] == "two products"] == list(OPTIMIZERS)
     alone = {row["name"]: row for row in found if row["over"] == "two products"}
     assert all(row["amortised"] >= row["seconds"] > 0 for row in alone.values())
