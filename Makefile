@@ -7,7 +7,7 @@ PEERS := $(VENV)/peers
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test peers lint types setup checks readme clean
+.PHONY: demo test notebooks peers lint types setup checks readme clean
 
 setup: $(READY)
 
@@ -28,7 +28,11 @@ TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesse
 
 test: $(READY)
 	$(TEST) $(LIBRARIES) --cov --cov-report=term:skip-covered
-	$(TEST) experiments notebooks README.md CONTRIBUTING.md tests/experiments tests/peers
+	LOWRANK_SMOKE=1 $(TEST) experiments notebooks README.md CONTRIBUTING.md tests/experiments tests/peers
+
+# Written as notebooks/*.py, executed at full size into the *.ipynb beside them; each takes under 3 minutes.
+notebooks: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" jupytext --to ipynb --set-kernel python3 --execute notebooks/*.py
 
 # Beside the environment, not in it: other tests must not find bitsandbytes because these need it.
 $(PEERS)/.ready: pyproject.toml $(READY)

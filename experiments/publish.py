@@ -73,6 +73,22 @@ def main(config: Config) -> list[Path]:
     return written
 
 
+def committed(name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """The committed rows ``question/label-kind`` as a frame; ``results`` may be another folder.
+
+    >>> committed("compare/tiny-final").law.iloc[0]
+    'gaussian'
+
+    Raises ``FileNotFoundError`` with the names there are.
+    """
+    path = results / f"{name}.csv"
+    if not path.exists():
+        question = path.parent.name
+        known = ", ".join(f"{question}/{other.stem}" for other in sorted(path.parent.glob("*.csv"))) or "none of that question"
+        raise FileNotFoundError(f"no committed rows {name!r}; there are {known}")
+    return pd.read_csv(path)
+
+
 def _flat(row: dict[str, Any]) -> list[dict[str, Any]]:
     """One line a verdict, one line a point of a curve, else the row without its lists."""
     plain = {key: value for key, value in row.items() if not isinstance(value, list) and key != "kind"}

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from estimators import processes
@@ -78,6 +79,10 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """All complete lines of ``metrics.jsonl``; a line cut short by a crash is dropped."""
         return read_rows(self.path)
+
+    def frame(self, kind: str) -> pd.DataFrame:
+        """The rows of one kind, one column a field: ``runs.load(path).frame("eval").plot("step", "loss")``."""
+        return pd.DataFrame([row for row in self.rows() if row["kind"] == kind])
 
     def log(self, *rows: dict[str, Any]) -> None:
         """Append rows to ``metrics.jsonl`` in one write."""
