@@ -31,7 +31,7 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "relora": "#B15928",
 }
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
-FEEDBACK = {"none": "#7F7F7F", "ef14": "#0072B2", "literal": "#D55E00"}
+FEEDBACK = {"none": ("#7F7F7F", ":"), "ef14": ("#0072B2", "-"), "ef21": ("#009E73", "--"), "literal": ("#D55E00", "-.")}  # colour, dashes
 LAYERS = {
     "q_proj": "#0072B2",
     "k_proj": "#56B4E9",
@@ -219,11 +219,12 @@ def stability(rows: pd.DataFrame) -> Figure:
 
 
 def feedback(rows: list[dict]) -> Figure:
-    """Median loss of the literal GradLite recursion, EF14 and no feedback under one sequence of compressors."""
+    """Median loss of the literal GradLite recursion, EF14, EF21 and no feedback under one sequence of compressors."""
     style()
     figure, ax = plt.subplots(figsize=(6.0, 3.4))
     for row in rows:
-        ax.plot(row["step"], row["loss"], color=FEEDBACK[row["law"]], linewidth=1.6, label=row["law"])
+        shade, dashes = FEEDBACK[row["law"]]
+        ax.plot(row["step"], row["loss"], dashes, color=shade, linewidth=1.6, label=row["law"])
     ax.set(yscale="log", xlabel="step", ylabel="median F", title="Error feedback, fresh rank-r compressor")
     legend(figure, ax)
     return figure
