@@ -31,7 +31,12 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "relora": "#B15928",
 }
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
-FEEDBACK = {"none": ("#7F7F7F", ":"), "ef14": ("#0072B2", "-"), "ef21": ("#009E73", "--"), "literal": ("#D55E00", "-.")}  # colour, dashes
+FEEDBACK = {  # two of them often coincide
+    "none": {"color": "#7F7F7F", "linestyle": ":", "linewidth": 1.6},
+    "ef14": {"color": "#0072B2", "linestyle": "-", "linewidth": 3.2},
+    "ef21": {"color": "#E69F00", "linestyle": "--", "linewidth": 1.6},
+    "literal": {"color": "#D55E00", "linestyle": "-.", "linewidth": 1.6},
+}
 LAYERS = {
     "q_proj": "#0072B2",
     "k_proj": "#56B4E9",
@@ -143,6 +148,7 @@ def spectra(layers: pd.DataFrame) -> Figure:
         share = np.maximum(np.array(values), 1e-9)
         ax.plot(index, share, color=LAYERS.get(kind, "#7F7F7F"), linewidth=0.9, alpha=0.8, label=kind)
     ax.set(xscale="log", yscale="log", xlabel="index of eigenvalue", ylabel="share of tr S", title="Spectrum of S by layer", ylim=(1e-7, 1))
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
@@ -196,6 +202,7 @@ def loss_curves(rows: pd.DataFrame) -> Figure:
         )
         ax.axhline(float(group.stationary.iloc[0]), color=colour(law), linewidth=0.7, linestyle=":")
     ax.set(yscale="log", xlabel="step", ylabel="E[F]", title="Expected loss: exact (lines), simulated (points), level (dotted)")
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
@@ -223,9 +230,9 @@ def feedback(rows: list[dict]) -> Figure:
     style()
     figure, ax = plt.subplots(figsize=(6.0, 3.4))
     for row in rows:
-        shade, dashes = FEEDBACK[row["law"]]
-        ax.plot(row["step"], row["loss"], dashes, color=shade, linewidth=1.6, label=row["law"])
+        ax.plot(row["step"], row["loss"], **FEEDBACK[row["law"]], label=row["law"])
     ax.set(yscale="log", xlabel="step", ylabel="median F", title="Error feedback, fresh rank-r compressor")
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
