@@ -164,7 +164,7 @@ def layer_facts(layers: pd.DataFrame) -> Figure:
     axes[0].scatter([], [], c="#555555", marker="o", s=22, label="effective rank / n")
     axes[0].scatter([], [], c="#555555", marker="^", s=22, label="stable rank / n")
     axes[0].set(xlabel="layer", yscale="log", title="How low-rank is S?")
-    axes[0].legend(frameon=False)
+    axes[0].legend(framealpha=0.8, edgecolor="none")
     axes[1].scatter(position, 100 * layers.signal_share, c=colours, s=22)
     for kind in dict.fromkeys(str(name).rsplit(".", 1)[-1] for name in layers.layer):
         axes[1].scatter([], [], c=LAYERS.get(kind, "#7F7F7F"), label=kind, s=22)

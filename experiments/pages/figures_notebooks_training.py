@@ -48,7 +48,7 @@ def lines(
     style()
     every = rows if points is None else pd.concat([rows, points])
     panels = list(dict.fromkeys(every.panel)) if "panel" in every else [""]
-    variants = list(dict.fromkeys(every.variant.dropna())) if "variant" in every else []
+    variants = list(dict.fromkeys(_variant(row) for row in rows.to_dict("records")))
     figure, axes = plt.subplots(1, len(panels), figsize=(1.2 + 3.9 * len(panels), height), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
         for frame, joined in ((rows, True), (points, False)):
@@ -62,20 +62,26 @@ def lines(
     return figure
 
 
-def _drawn(ax: Axes, rows: pd.DataFrame, columns: tuple[str, str, str | None], variants: list[Any], joined: bool, marked: bool) -> None:
+def _drawn(
+    ax: Axes, rows: pd.DataFrame, columns: tuple[str, str, str | None], variants: list[str | None], joined: bool, marked: bool
+) -> None:
     x, y, error = columns
-    kinds = rows[[name for name in ("label", "variant") if name in rows]].drop_duplicates()
-    for label, *rest in kinds.itertuples(index=False):
-        variant = rest[0] if rest and pd.notna(rest[0]) else None
-        group = rows[(rows.label == label) & (rows.variant == variant if variant is not None else True)]
+    kind = pd.Series([(str(row["label"]), _variant(row)) for row in rows.to_dict("records")], index=rows.index)
+    for label, variant in dict.fromkeys(kind):
+        group = rows[[one == (label, variant) for one in kind]]
         look: dict[str, Any] = {"color": colour(label), "linewidth": 1.3, "markersize": 4.5}
-        look["linestyle"] = (DASHES[variants.index(variant) % len(DASHES)] if variant in variants else "-") if joined else "none"
+        look["linestyle"] = DASHES[variants.index(variant) % len(DASHES)] if joined else "none"
         look["marker"] = marker(label.split(" ")[0]) if marked else ""
         name = label if variant is None else f"{label}, {variant}"
         if error is not None and error in group:
             ax.errorbar(group[x], group[y], group[error], capsize=2, label=name, **look)
         else:
             ax.plot(group[x], group[y], label=name, **look)
+
+
+def _variant(row: dict[Any, Any]) -> str | None:
+    value = row.get("variant")
+    return value if isinstance(value, str) else None
 
 
 def gains(rows: pd.DataFrame) -> Figure:
@@ -92,8 +98,7 @@ def gains(rows: pd.DataFrame) -> Figure:
             for kind, group in mine.groupby(mine.layer.str.rsplit(".", n=1).str[-1], sort=False):
                 look: dict[str, Any] = {"color": LAYERS.get(str(kind), "#7F7F7F"), "marker": KINDS.get(str(kind), "o"), "s": 20}
                 ax.scatter(group.index, group.gain, label=kind, **look)
-            ax.axhline(1, color="#000000", linewidth=0.8)
-            ax.set(yscale="log" if mine.gain.max() > 4 else "linear", title=f"{model}: {what}", xlabel="layer, in model order")
+            ax.set(title=f"{model}: {what}", xlabel="layer, in model order")
         line[0].set_ylabel("error / error")
     figure.tight_layout()
     legend(figure, max(axes.flat, key=lambda ax: len(ax.get_legend_handles_labels()[1])))

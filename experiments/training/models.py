@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from experiments.runs import WrongInput, progress
@@ -117,6 +118,9 @@ def quietly() -> Iterator[None]:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(
+            patch.object(tqdm, "__init__", functools.partialmethod(tqdm.__init__, disable=True))
+        )  # in a notebook they are widgets
         if find_spec("gguf"):
             gguf = import_module("gguf")
             for name in ("GGUFReader", "get_tensor_name_map"):
