@@ -42,7 +42,8 @@ class Scalars:
         self.close()
         new = self.empty
         following = max((row["step"] for row in rows), default=-1) + 1
-        self.writer = SummaryWriter(str(self.folder), purge_step=None if new else following)
+        # a session has a beginning in any case: TensorBoard purges from its second one on
+        self.writer = SummaryWriter(str(self.folder), purge_step=0 if new else following)
         if new:
             self.add(rows)
 

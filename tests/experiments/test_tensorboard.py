@@ -32,11 +32,17 @@ def installed() -> None:
 
 
 def shown(path: Path) -> Curves:
-    """What TensorBoard reads from the event files of a run: tag → points."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    """What TensorBoard reads from the event files of a run, tag → points: its server, and its interface for programs, which purge differently."""
+    from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
-    read = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    folder = str(path / "tensorboard")
+    served = plugin_event_accumulator.EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
+    read = event_accumulator.EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+    curves = {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    for tag, points in curves.items():
+        assert [(event.step, float(make_ndarray(event.tensor_proto))) for event in served.Tensors(tag)] == points
+    return curves
 
 
 def written(path: Path) -> int:
