@@ -40,7 +40,7 @@ class Tuner:
         self.objective.to(self.device)
         model = self.objective.model
         if config.precision == "bf16_weights":
-            model.to(torch.bfloat16)
+            models.in_bfloat16(model)
         if config.recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         if config.others == "head":
