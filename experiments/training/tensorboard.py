@@ -36,7 +36,8 @@ class Scalars:
         return not any(self.folder.glob("events.out.tfevents.*"))
 
     def begin(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Go on after these rows: events of later steps are purged. Without any events, as when the option is new to the run, these rows come first."""
+        """Go on after these rows: events of later steps are purged. Where there are none yet, as when the option is new to the run, these rows come
+        first."""
         from torch.utils.tensorboard import SummaryWriter  # not above: only who asks for it needs the package
 
         self.close()

@@ -26,11 +26,12 @@ from estimators import WTACRS, LawOnFeatures, LawOnTokens, VeLoRA, compress, con
 from estimators.error_basis import ErrorBasis, Inputs
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 60}
+LABELS: dict[str, Any] = {"num_labels": 3}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
     "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True, attention_bias=True)),
-    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZE, num_labels=3)),
-    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZE, num_labels=3)),
+    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZE, **LABELS)),
+    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZE, **LABELS)),
 }
 CONVERSIONS: dict[str, dict[str, Any]] = {
     "every step": {},
@@ -86,7 +87,10 @@ def plain_and_loads_to_the_last_bit(name: str, model: Any, folder: Path, dtype: 
     assert described[0] == described[1] and list(model.state_dict()) == list(start.state_dict())
     for some, place in ((model, "trained"), (start, "start")):
         some.save_pretrained(folder / place)
-    with safe_open(folder / "trained" / "model.safetensors", "pt") as file, safe_open(folder / "start" / "model.safetensors", "pt") as before:
+    with (
+        safe_open(folder / "trained" / "model.safetensors", "pt") as file,
+        safe_open(folder / "start" / "model.safetensors", "pt") as before,
+    ):
         assert set(file.keys()) == set(before.keys())
     again, told = type(start).from_pretrained(folder / "trained", dtype=dtype, output_loading_info=True)
     assert not any(told.values()), told

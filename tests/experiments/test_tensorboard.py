@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,26 @@ def installed() -> None:
     pytest.importorskip("tensorboard")
 
 
+def part(name: str) -> Any:
+    """A module of TensorBoard."""
+    return import_module(f"tensorboard.{name}")
+
+
 def shown(path: Path) -> Curves:
     """What TensorBoard reads from the event files of a run, tag → points: its server, and its interface for programs, which purge differently."""
-    from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    folder = str(path / "tensorboard")
-    served = plugin_event_accumulator.EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
-    read = event_accumulator.EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+    folder, number = str(path / "tensorboard"), part("util.tensor_util").make_ndarray
+    served = part("backend.event_processing.plugin_event_accumulator").EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
+    read = part("backend.event_processing.event_accumulator").EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
     curves = {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     for tag, points in curves.items():
-        assert [(event.step, float(make_ndarray(event.tensor_proto))) for event in served.Tensors(tag)] == points
+        assert [(event.step, float(number(event.tensor_proto))) for event in served.Tensors(tag)] == points
     return curves
 
 
 def written(path: Path) -> int:
     """Scalars in all event files, those included that TensorBoard does not show."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    files = (path / "tensorboard").iterdir()
-    return sum(len(event.summary.value) for file in files for event in LegacyEventFileLoader(str(file)).Load())
+    load, files = part("backend.event_processing.event_file_loader").LegacyEventFileLoader, (path / "tensorboard").iterdir()
+    return sum(len(event.summary.value) for file in files for event in load(str(file)).Load())
 
 
 def expected(rows: list[dict[str, Any]]) -> Curves:
@@ -76,7 +76,7 @@ def test_an_uninterrupted_run_is_shown_as_it_was_recorded(text: Path, tmp_path: 
     run = pretrain.main(few(text, tmp_path, tensorboard=True, **LONG))
     curves = shown(run.path)
     assert curves == expected(run.rows())
-    assert {"train/loss", "train/grad_norm", "eval/loss", "live/all/signal", "live/model.layers.0.mlp.up_proj/noise", "end/seconds"} <= set(curves)
+    assert {"train/grad_norm", "eval/perplexity", "live/all/signal", "live/model.layers.0.mlp.up_proj/noise", "end/seconds"} <= set(curves)
     assert [step for step, _ in curves["train/loss"]] == list(range(1, 9)) and [step for step, _ in curves["eval/loss"]] == [4, 8]
     assert len(list((run.path / "tensorboard").iterdir())) == 1
 
@@ -109,7 +109,7 @@ def test_a_continuation_that_does_not_purge_would_be_seen(text: Path, tmp_path: 
     from torch.utils import tensorboard as package
 
     writer = package.SummaryWriter
-    monkeypatch.setattr(package, "SummaryWriter", lambda folder, purge_step: writer(folder))
+    monkeypatch.setattr(package, "SummaryWriter", lambda folder, **_: writer(folder))
     config = few(text, tmp_path, tensorboard=True, **LONG)
     next_second(dies(config, 3, monkeypatch))
     run = pretrain.main(config)
