@@ -78,13 +78,13 @@ class Config:
     model: str = "roberta-large"
     """roberta-large, roberta-tiny (two-class classifiers), or a LLaMA preset: tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
     method: tuple[str, ...] = ()
-    """Methods, by the names of the table; all if none."""
+    """Methods, by the names of the table; all if none are named."""
     rank: int | float = 0.125
     """r of LowRank-IPA, LoRA and the optimizers with a frame; a fraction in (0, 1) is r/n. Methods without gradients have their own defaults."""
     sequences: int | None = None
-    """Sequences of the batch; default: 64 for classifiers, for LLaMA a micro-batch of lowrank pretrain MODEL."""
+    """Sequences of the batch; None: 64 for classifiers, for LLaMA a micro-batch of lowrank pretrain MODEL."""
     length: int | None = None
-    """Tokens a sequence; default: 128 for classifiers, for LLaMA as in lowrank pretrain MODEL."""
+    """Tokens a sequence; None: 128 for classifiers, for LLaMA as in lowrank pretrain MODEL."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32; bf16 (products in bfloat16, weights float32)."""
     real: bool = False
@@ -94,7 +94,7 @@ class Config:
     device: str = "cpu"
     """cpu or cuda: whose operations the fake tensors stand for, and where real ones are."""
     seed: int = 0
-    """Of weights and draws."""
+    """Seed of weights and draws."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False

@@ -145,18 +145,17 @@ def trained(run: Run, begin: Callable[[], Any]) -> Run:
     if run.done:
         return run
     try:
-        trainer = begin()
+        begin().train()
     except WrongInput:
         discard_empty(run)
         raise
-    trainer.train()
     return run
 
 
 def load(path: Path) -> Run:
     """Open an existing run. Raises ``WrongInput`` when ``path`` is not a finished run directory."""
     if not (path / "config.json").exists():
-        raise WrongInput(f"{path} is not a run directory (no config.json)")
+        raise WrongInput(f"{path} is not a run directory (no config.json); they lie in runs/, or where --runs-dir was")
     if not (path / "DONE").exists():
         raise WrongInput(f"{path} is an unfinished run; the command in its env.json continues it")
     return Run(path, json.loads((path / "config.json").read_text(encoding="utf-8")))
@@ -225,7 +224,8 @@ def device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise WrongInput(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0].partition(" device type at start")[0]
+        raise WrongInput(f"device {name!r} cannot be used: {why}; cpu always can, auto finds a GPU") from None
 
 
 @contextmanager

@@ -214,7 +214,9 @@ class Trainer:
         if found is None and self.config.resume is not None:
             found = checkpoint.load_latest(self.config.resume / "checkpoints", say)
             if found is None:
-                raise runs.WrongInput(f"{self.config.resume} has no checkpoint to resume from")
+                raise runs.WrongInput(
+                    f"{self.config.resume} has no checkpoint to resume from; name the directory of a run of lowrank pretrain"
+                )
         if found is None:
             self.run.renew()
             return
