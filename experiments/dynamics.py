@@ -46,7 +46,7 @@ class Config:
     rows: int = 4
     """Rows of Θ."""
     rank: int = 4
-    """r."""
+    """r: columns of V, at most n."""
     c: float = 1.0
     """Isotropy constant: E[VVᵀ] = cI."""
     condition: float = 20.0
@@ -62,7 +62,7 @@ class Config:
     inner: tuple[int, ...] = (1, 5, 20)
     """Inner steps K of the lazy loop."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False

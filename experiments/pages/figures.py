@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.validation.travelling import HOOKS
 from optimizers import OPTIMIZERS
 
 PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory are told apart by marker
@@ -31,6 +32,7 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "relora": "#B15928",
 }
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
+TAKE_TURNS = (*OPTIMIZERS, *HOOKS)  # at the colours and markers of the laws
 FEEDBACK = {  # two of them often coincide
     "none": {"color": "#7F7F7F", "linestyle": ":", "linewidth": 1.6},
     "ef14": {"color": "#0072B2", "linestyle": "-", "linewidth": 3.2},
@@ -56,17 +58,17 @@ def style() -> None:
 
 
 def colour(law: str) -> str:
-    """Of a law or of a variant whose label starts with its name; the optimizers in a frame take turns."""
+    """Of a law or of a variant whose label starts with its name; the optimizers in a frame and the hooks take turns."""
     name = law.split(" ")[0]
     if name in PALETTE:
         return PALETTE[name]
-    return list(PALETTE.values())[list(OPTIMIZERS).index(name) % len(PALETTE)] if name in OPTIMIZERS else "#000000"
+    return list(PALETTE.values())[TAKE_TURNS.index(name) % len(PALETTE)] if name in TAKE_TURNS else "#000000"
 
 
 def marker(law: str) -> str:
-    """Of a law; variants share an open square; the optimizers in a frame take turns. No two, nor one and a law, have colour and marker in common."""
-    if law in OPTIMIZERS and law not in MARKERS:
-        rounds, place = divmod(list(OPTIMIZERS).index(law), len(PALETTE))
+    """Of a law; variants share an open square; others take turns. No two, nor one and a law, have colour and marker in common."""
+    if law in TAKE_TURNS and law not in MARKERS:
+        rounds, place = divmod(TAKE_TURNS.index(law), len(PALETTE))
         return list(MARKERS.values())[(place + rounds + 1) % len(MARKERS)]  # a law has the marker of its own place
     return MARKERS.get(law, "s")
 
