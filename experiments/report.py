@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.pages import configurations, dynamics, finetuning, optimizers, report_training, summary, validation
+from experiments.pages import advice, configurations, dynamics, finetuning, optimizers, report_training, summary, validation
 from experiments.pages.page import Link, document, section, share, table
 
 ABOUT = {  # question → what the title of a page says of it
@@ -31,6 +31,7 @@ ABOUT = {  # question → what the title of a page says of it
     "finetune": "fine-tuning",
     "tuning": "fine-tuning",
     "bench": "speed",
+    "advise": "advice",
     "memory": "memory",
     "optimizers": "optimizers in a frame",
 }
@@ -90,6 +91,8 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":
             return f"Memory and communication: {config['model']}", report_training.memory(rows)
+        case "advise":
+            return f"Advice: {config['model']}", advice.section(rows, config)
         case "optimizers":
             return "Optimizers whose state lives in a frame", optimizers.section(rows)
         case _ if config["model"] == "synthetic":

@@ -51,6 +51,6 @@ def section(rows: list[dict[str, Any]]) -> str:
             else ""
         )
         + "<h3>Error feedback</h3>"
-        + figure(lambda: figures.feedback(feedback), "One sequence of fresh rank-r Haar compressors for all three.")
+        + figure(lambda: figures.feedback(feedback), "One sequence of fresh rank-r Haar compressors for all.")
         + text
     )

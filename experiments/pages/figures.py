@@ -33,7 +33,12 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
 }
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
 TAKE_TURNS = (*OPTIMIZERS, *HOOKS)  # at the colours and markers of the laws
-FEEDBACK = {"none": "#7F7F7F", "ef14": "#0072B2", "literal": "#D55E00"}
+FEEDBACK = {  # two of them often coincide
+    "none": {"color": "#7F7F7F", "linestyle": ":", "linewidth": 1.6},
+    "ef14": {"color": "#0072B2", "linestyle": "-", "linewidth": 3.2},
+    "ef21": {"color": "#E69F00", "linestyle": "--", "linewidth": 1.6},
+    "literal": {"color": "#D55E00", "linestyle": "-.", "linewidth": 1.6},
+}
 LAYERS = {
     "q_proj": "#0072B2",
     "k_proj": "#56B4E9",
@@ -145,6 +150,7 @@ def spectra(layers: pd.DataFrame) -> Figure:
         share = np.maximum(np.array(values), 1e-9)
         ax.plot(index, share, color=LAYERS.get(kind, "#7F7F7F"), linewidth=0.9, alpha=0.8, label=kind)
     ax.set(xscale="log", yscale="log", xlabel="index of eigenvalue", ylabel="share of tr S", title="Spectrum of S by layer", ylim=(1e-7, 1))
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
@@ -198,6 +204,7 @@ def loss_curves(rows: pd.DataFrame) -> Figure:
         )
         ax.axhline(float(group.stationary.iloc[0]), color=colour(law), linewidth=0.7, linestyle=":")
     ax.set(yscale="log", xlabel="step", ylabel="E[F]", title="Expected loss: exact (lines), simulated (points), level (dotted)")
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
@@ -221,12 +228,13 @@ def stability(rows: pd.DataFrame) -> Figure:
 
 
 def feedback(rows: list[dict]) -> Figure:
-    """Median loss of the literal GradLite recursion, EF14 and no feedback under one sequence of compressors."""
+    """Median loss of the literal GradLite recursion, EF14, EF21 and no feedback under one sequence of compressors."""
     style()
     figure, ax = plt.subplots(figsize=(6.0, 3.4))
     for row in rows:
-        ax.plot(row["step"], row["loss"], color=FEEDBACK[row["law"]], linewidth=1.6, label=row["law"])
+        ax.plot(row["step"], row["loss"], **FEEDBACK[row["law"]], label=row["law"])
     ax.set(yscale="log", xlabel="step", ylabel="median F", title="Error feedback, fresh rank-r compressor")
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 

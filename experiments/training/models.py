@@ -57,6 +57,15 @@ def build(preset: str, seed: int, **changes: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
+def in_bfloat16(model: nn.Module) -> None:
+    """All that is saved of ``model`` in bfloat16, in place. Buffers that are not saved, such as the frequencies of rotary positions, stay what
+    ``from_pretrained`` makes of them: in 8 bits of precision the model would be another one, the more the later the token."""
+    saved = model.state_dict().keys()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in saved and tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.bfloat16)
+
+
 def parameters(preset: str) -> int:
     """Number of weights of a preset, without building them."""
     with torch.device("meta"):
