@@ -182,7 +182,7 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
 
 
 def test_runs_of_every_method_have_a_colour_and_a_report(text: Path, tmp_path: Path) -> None:
-    everyone = [*figures.PALETTE, *OPTIMIZERS]
+    everyone = [*figures.PALETTE, *figures.TAKE_TURNS]
     assert len({(figures.colour(name), figures.marker(name)) for name in everyone}) == len(everyone)
     run = pretrain.main(few(text, tmp_path, method="galore", rank=8))
     memory_run = memory.main(memory.Config(runs_dir=tmp_path))

@@ -245,6 +245,19 @@ def test_figures_can_be_read(window: chromium.Browser, page: Path, dark: bool) -
     assert json.loads(sizes) and min(json.loads(sizes)) >= inks.LEAST * 0.99
 
 
+def test_what_is_black_on_paper_is_ink_on_a_dark_page(window: chromium.Browser, tmp_path: Path) -> None:
+    """Matplotlib leaves black out: it is what SVG has when nothing is said."""
+    figure, ax = plt.subplots()
+    ax.plot([1, 2], "o", color="#000000")
+    ax.set_xlabel("black", color="#000000")
+    page = tmp_path / "black.html"
+    page.write_text(elements.document("Black", "", elements.figure(lambda: figure, "black")), encoding="utf-8")
+    window.show(page, DESKTOP, dark=True)
+    fills = "[...document.querySelectorAll('svg use, svg text')].map((one) => getComputedStyle(one).fill)"
+    light, ink = (f"rgb({', '.join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5))})" for colour in ("#000000", inks.INK))
+    assert ink in window.run(fills) and light not in window.run(fills)
+
+
 def test_a_phone_scrolls_only_what_is_wide(window: chromium.Browser, page: Path) -> None:
     """With every block open the page is as wide as the screen, while tables are wider than their boxes; something wider would be seen."""
     window.show(page, PHONE)
@@ -308,8 +321,8 @@ def states(window: chromium.Browser) -> str:
 @pytest.mark.parametrize("column", ORDERS)
 def test_a_click_sorts(sortable: chromium.Browser, column: str) -> None:
     """Up, down, and as it was written; the heading says which, the other headings and the other table say nothing."""
-    before = order(sortable)
-    place = list(ROWS[0]).index(column)
+    before, place = order(sortable), list(ROWS[0]).index(column)
+    assert sortable.run("[...document.querySelectorAll('th button')].map((button) => button.textContent)") == list(ROWS[0])
     x, y = sortable.run(
         f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(document.querySelectorAll('th button')[{place}].getBoundingClientRect())"
     )
