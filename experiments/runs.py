@@ -152,8 +152,9 @@ def trained(run: Run, begin: Callable[[], Any]) -> Run:
     return run
 
 
-def load(path: Path) -> Run:
+def load(path: str | Path) -> Run:
     """Open an existing run. Raises ``WrongInput`` when ``path`` is not a finished run directory."""
+    path = Path(path)
     if not (path / "config.json").exists():
         raise WrongInput(f"{path} is not a run directory (no config.json); they lie in runs/, or where --runs-dir was")
     if not (path / "DONE").exists():

@@ -180,7 +180,7 @@ def test_a_commit_is_named_only_where_it_is_of_this_code(monkeypatch: pytest.Mon
 
 
 def test_rows_are_a_frame_in_one_line(tour: Path) -> None:
-    run = runs.load(run_of(tour, "validate-tiny"))
+    run = runs.load(str(run_of(tour, "validate-tiny")))
     frame = run.frame("model")
     rows = [row for row in run.rows() if row["kind"] == "model"]
     assert list(frame.columns) == list(rows[0]) and frame.to_dict("records") == rows and len(rows) == 12
