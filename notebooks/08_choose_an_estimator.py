@@ -90,8 +90,15 @@ checked = []
 for law in (law for law in config.law if law != "top_svd"):
     seen = measure(layer.law(law, rank), Population(evaluated), notebooks.size(4000, 500), generator=generator, track_mean=False)
     predicted = float(layer.error(law, rank)[0]) - unseen  # E‖estimate − ḡ‖² = E‖estimate − g‖² − (‖ḡ‖² − ‖g‖²) where the mean is right
-    checked.append({"law": law, "predicted / noise": predicted / noise, "measured / noise": seen.mse.value / noise,
-                    "± standard error": seen.mse.standard_error / noise, "z": (seen.mse.value - predicted) / seen.mse.standard_error})
+    checked.append(
+        {
+            "law": law,
+            "predicted / noise": predicted / noise,
+            "measured / noise": seen.mse.value / noise,
+            "± standard error": seen.mse.standard_error / noise,
+            "z": (seen.mse.value - predicted) / seen.mse.standard_error,
+        }
+    )
 pd.DataFrame(checked).set_index("law").round(3)
 
 # %% [markdown]

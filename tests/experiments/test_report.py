@@ -176,7 +176,12 @@ def test_what_all_rows_share_is_said_once() -> None:
 
 def test_colours_stay_apart_on_a_dark_page() -> None:
     """All of the palette keep their hue or their place between paper and ink; what could not be seen is lightened."""
-    palette = sorted({colour.lower() for colour in (*figures.PALETTE.values(), *figures.LAYERS.values(), *figures.FEEDBACK.values())})
+    palette = sorted(
+        {
+            colour.lower()
+            for colour in (*figures.PALETTE.values(), *figures.LAYERS.values(), *(style["color"] for style in figures.FEEDBACK.values()))
+        }
+    )
     changed = {colour: inks.dark(colour) for colour in palette}
     assert len(set(changed.values())) == len(palette)
     assert all(inks.contrast(colour, inks.PAPER) >= 3 for colour in changed.values())
