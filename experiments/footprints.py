@@ -195,8 +195,7 @@ def faked_steps(config: Config, name: str, device: torch.device) -> Ledger:
 
 
 def followed(make: Callable[[Ledger], Stepper | ForwardStepper], operations: int) -> Ledger:
-    """The steps of what ``make`` builds on fake tensors, told when a forward pass is over (``kept``). Raises ``ValueError``
-    after so many ``operations``."""
+    """The steps of what ``make`` builds on fake tensors, told when a forward pass ends. ``ValueError`` after ``operations``."""
     with faked(), Ledger(limit=operations) as ledger:
         made = make(ledger)
         ledger.owned = lambda: owned(made)
