@@ -24,7 +24,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from estimators import processes
@@ -73,8 +72,10 @@ class Run:
         """All complete lines of ``metrics.jsonl``; a line cut short by a crash is dropped."""
         return read_rows(self.path)
 
-    def frame(self, kind: str) -> pd.DataFrame:
-        """The rows of one kind, one column a field: ``runs.load(path).frame("eval").plot("step", "loss")``."""
+    def frame(self, kind: str) -> Any:
+        """The rows of one kind as a pandas frame, one column a field: ``runs.load(path).frame("eval").plot("step", "loss")``."""
+        import pandas as pd  # not needed by a training, and not everywhere
+
         return pd.DataFrame([row for row in self.rows() if row["kind"] == kind])
 
     def log(self, *rows: dict[str, Any]) -> None:

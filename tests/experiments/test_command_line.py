@@ -60,6 +60,7 @@ def test_the_help_of_a_question_is_whole(question: str, capsys: pytest.CaptureFi
 
 WRONG = {
     "validat": "unknown question 'validat', known are validate",
+    "advise --budget-gb 0": "budget_gb must be positive, got 0.0",
     "validate smok": "unknown preset 'smok', known are smoke",
     "validate --law haar": "unknown law 'haar', known are gaussian",
     "validate --law": "law needs at least one value",
