@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments import dynamics, memory, report, runs, validate
+from experiments import dynamics, memory, publish, report, runs, validate
 from experiments.pages import browser, configurations, figures, inks, summary
 from experiments.pages import page as elements
 from tests.conftest import Once
@@ -143,6 +143,10 @@ def test_one_name_from_two_folders_is_two_sections(made: tuple[Path, ...], tmp_p
     assert re.findall(r"<section id='([^']+)'>", text) == ["what-differs", name, f"{name}-2"]
     assert re.findall(r"<h2>Memory[^<]* \(([^)]+)\)</h2>", text) == [name, f"{name}-2"]
     assert "<title>A &amp; B</title>" in text and "<h1>A &amp; B</h1>" in text
+
+
+def test_every_question_has_a_word_in_the_title() -> None:
+    assert set(report.ABOUT) == set(publish.KEPT)
 
 
 def test_one_run_needs_no_contents(made: tuple[Path, ...], tmp_path: Path) -> None:
