@@ -200,9 +200,9 @@ display(*(table.round(4) + 0.0 for table in tables))
 # ## Against the rank, and on a real model
 #
 # The same comparison over $r/n$: on the population above, measured here, and summed over all linear layers of a small LLaMA in
-# training, read from the committed run `validate/tiny`, where $S$ is that of its 64 mini-batches. In both the order is the same:
-# Gaussian above Haar–Stiefel, on which the coordinate law lies; the spectral law, which knows $S$, below; top-r SVD lowest for a single
-# draw, because its bias is still smaller than their variance.
+# training, read from the committed run `validate/tiny`, where $S$ is that of its mini-batches. In both the order is the same: Gaussian
+# above Haar–Stiefel, on which the coordinate law lies; the spectral law, which knows $S$, below; top-r SVD lowest for a single draw,
+# because its bias is still smaller than their variance.
 
 # %%
 some = ["gaussian", "haar_stiefel", "coordinate", "spectral", "top_svd"]
