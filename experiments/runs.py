@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,18 +29,9 @@ import torch
 
 from estimators import processes
 
-NOT_IDENTITY = (
-    "compare",
-    "runs_dir",
-    "shard",
-    "quiet",
-    "workers",
-    "operations",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_skipped",
-    "save_model",
-)  # fields that say where and how loudly, not what
+NOT_IDENTITY = (  # fields that say where and how loudly, not what
+    "compare", "runs_dir", "shard", "quiet", "workers", "operations", "checkpoint_every", "keep_checkpoints", "max_skipped", "save_model",
+)  # fmt: skip
 LATER = {  # fields that came later; at these values a run is what it was without them
     "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
     "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam",
@@ -113,9 +105,14 @@ class Run:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def finish(self) -> None:
-        """Mark the run as complete."""
-        if self.recording:
-            (self.path / "DONE").touch()
+        """Mark the run as complete; how long the process that completed it was at it goes to its environment, as ``seconds``."""
+        if not self.recording:
+            return
+        if not self.done and (begun := self.path / "env.json").exists():
+            told = self.read(begun.name)
+            told.get("continued", told)["seconds"] = round(time.time() - begun.stat().st_mtime, 1)
+            write_json(begun, told)
+        (self.path / "DONE").touch()
 
 
 def start(question: str, label: str, config: Any) -> Run:

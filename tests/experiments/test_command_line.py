@@ -159,7 +159,7 @@ def test_runs_are_complete_and_say_where_they_come_from(tour: Path) -> None:
         path = run_of(tour, start)
         assert (path / "DONE").exists()
         environment = json.loads((path / "env.json").read_text())
-        assert {"git_sha", "git_dirty", "torch", "device", "command", "python"} <= set(environment)
+        assert {"git_sha", "git_dirty", "torch", "device", "command", "python"} <= set(environment) and environment["seconds"] > 0
         rows = runs.load(path).rows()
         assert rows and all("kind" in row for row in rows)
 
