@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from experiments.arguments import configuration
+from experiments.arguments import WIDEST, configuration
 
 QUESTIONS = {
     "validate": "predicted against measured moments and errors of every law, on synthetic or real gradients",
@@ -35,7 +37,9 @@ USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
 {questions}
 
 lowrank QUESTION --help lists its fields with units and defaults, lowrank QUESTION PRESET --help those of a preset. --json after any question
-writes its rows as one line for machines, to standard output; everything else goes to standard error. Examples:
+writes its rows as one line for machines, to standard output; everything else goes to standard error.
+
+Examples:
   lowrank demo
   lowrank validate --law gaussian haar_stiefel --shapes 12x20 --ratio 0.25
   lowrank validate --model tiny --steps 300
@@ -59,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files, never to a window
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, QUESTIONS))
-        print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
+        print(usage(min(shutil.get_terminal_size().columns, WIDEST)))
         return 0
     if arguments[0] == "--version":
         print(f"lowrank {version('lowrank-gradients')}")
@@ -95,6 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not _speaks():
         return 0
     return summary.written(result) if as_json else summary.show(result)
+
+
+def usage(width: int) -> str:
+    """The map of the questions in lines of ``width`` characters, examples as they are."""
+    longest = max(map(len, QUESTIONS))
+    beside = " " * (longest + 4)
+    lines = [textwrap.fill(f"  {name:<{longest}}  {text}", width, subsequent_indent=beside) for name, text in QUESTIONS.items()]
+    blocks = [block if "\n  " in block or block.startswith("{") else textwrap.fill(block, width) for block in USAGE.split("\n\n")]
+    return "\n\n".join(blocks).format(questions="\n".join(lines))
 
 
 def _refuse(message: str) -> int:

@@ -60,7 +60,7 @@ def _errors(above: Axes, below: Axes, errors: pd.DataFrame) -> None:
     above.tick_params(labelbottom=False)
     above.minorticks_off()
     above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    below.set(xlabel="r/n", ylabel="measured/exact − 1, %")
+    below.set(xlabel="r/n", ylabel="deviation, %")
     below.set_xticks(ticks, [f"1/{1 / tick:g}" for tick in ticks])
     below.minorticks_off()
 

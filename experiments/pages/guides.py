@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import json
 import sys
 from collections.abc import Iterable
@@ -21,6 +19,7 @@ from experiments.pages.references import linked
 from experiments.publish import RESULTS
 from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
+WIDTH = 100
 ROOT = Path(__file__).parents[2]
 IN_THE_LAYER = {  # methods that change linear layers and take any optimizer → their paper
     "lowrank": "2603.20632",
@@ -35,17 +34,13 @@ IN_THE_LAYER = {  # methods that change linear layers and take any optimizer →
 
 
 def questions() -> str:
-    """The map of the command line, as ``lowrank --help`` has it."""
-    width = max(map(len, cli.QUESTIONS))
-    return "\n".join(["```", *(f"lowrank {name:<{width}}  {text}" for name, text in cli.QUESTIONS.items()), "```"])
+    """The map of the command line."""
+    return _table({"command": f"`lowrank {name}`", "what it is for": text} for name, text in cli.QUESTIONS.items())
 
 
 def usage() -> str:
-    """What ``lowrank --help`` writes."""
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
-        cli.main(["--help"])
-    return f"```\n{told.getvalue().rstrip()}\n```"
+    """What ``lowrank --help`` writes where the terminal is ``WIDTH`` characters wide."""
+    return f"```\n{cli.usage(WIDTH)}\n```"
 
 
 def notebooks() -> str:

@@ -151,7 +151,7 @@ def test_the_registries_are_in_the_tables() -> None:
         assert f"`{name}`" in methods or name.startswith("gradlite_")
     assert all(f"`{name}`" in laws for name in LAWS)
     assert all(f"`{name}`" in files for name in (*OPTIMIZERS, *ZEROTH_ORDER))
-    assert all(f"lowrank {name} " in questions for name in cli.QUESTIONS)
+    assert all(f"| `lowrank {name}` |" in questions for name in cli.QUESTIONS)
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"(notebooks/{notebook.name})" in guides.notebooks()
 
