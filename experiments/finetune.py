@@ -116,6 +116,8 @@ class Config:
     """Trainings at a time, the cores shared between them."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
+    tensorboard: bool = False
+    """Write the rows of each training that is still to be made as scalars for TensorBoard too, into its folder ``tensorboard``."""
     quiet: bool = False
     """No progress bars."""
 

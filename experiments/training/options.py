@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -98,10 +99,14 @@ class Options:
     """cpu, cuda, or auto."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
+    tensorboard: bool = False
+    """Write the rows of the run as scalars for TensorBoard too, into its folder ``tensorboard``."""
     quiet: bool = False
     """No progress bars."""
 
     def __post_init__(self) -> None:
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed: pip install 'lowrank-gradients[tensorboard]', or leave --tensorboard out")
         for name, known in (("law", LAWS), ("optimizer", get_args(Optimizer)), ("precision", get_args(Precision))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")

@@ -60,6 +60,7 @@ def test_the_help_of_a_question_is_whole(question: str, capsys: pytest.CaptureFi
 
 WRONG = {
     "validat": "unknown question 'validat', known are validate",
+    "advise --budget-gb 0": "budget_gb must be positive, got 0.0",
     "validate smok": "unknown preset 'smok', known are smoke",
     "validate --law haar": "unknown law 'haar', known are gaussian",
     "validate --law": "law needs at least one value",
@@ -164,6 +165,30 @@ def test_runs_are_complete_and_say_where_they_come_from(tour: Path) -> None:
         assert rows and all("kind" in row for row in rows)
 
 
+def test_a_commit_is_named_only_where_it_is_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a repository around the environment that this is installed in."""
+
+    def environment(tracked: bool, commit: str = "") -> dict[str, Any]:
+        answers = {"ls-files": "runs.py" if tracked else "", "rev-parse": "abc", "status": " M runs.py"}
+        monkeypatch.setattr(runs, "_git", lambda word, *_: answers[word])
+        monkeypatch.setenv("LOWRANK_COMMIT", commit)
+        return {name: value for name, value in runs.environment().items() if name in ("git_sha", "git_dirty", "installed")}
+
+    assert environment(tracked=True) == {"git_sha": "abc", "git_dirty": True}
+    outside = environment(tracked=False)
+    assert outside["git_sha"] == "" and outside["git_dirty"] is False and outside["installed"].endswith(", outside a repository")
+    assert environment(tracked=False, commit="def") == {"git_sha": "def", "git_dirty": False}
+
+
+def test_rows_are_a_frame_in_one_line(tour: Path) -> None:
+    run = runs.load(str(run_of(tour, "validate-tiny")))
+    frame = run.frame("model")
+    rows = [row for row in run.rows() if row["kind"] == "model"]
+    assert list(frame.columns) == list(rows[0]) and frame.to_dict("records") == rows and len(rows) == 12
+    assert frame.set_index("law").predicted["spectral"] < frame.set_index("law").predicted["gaussian"]
+    assert run.frame("nothing").empty
+
+
 def test_every_layer_of_the_model_is_measured(tour: Path) -> None:
     rows = runs.load(run_of(tour, "validate-tiny")).rows()
     layers = [row["layer"] for row in rows if row["kind"] == "layer"]
@@ -182,7 +207,9 @@ def test_every_layer_of_the_model_is_measured(tour: Path) -> None:
 def test_the_report_is_one_page_without_a_network(tour: Path) -> None:
     page = (tour / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 11 and page.count("<table") >= 8
-    assert not re.search(r"<(script|link|img)|https?://(?!www\.w3\.org|purl\.org|creativecommons\.org)", page)
+    assert not re.search(
+        r"<(link|img|iframe)|<script [^>]*src|@import|url\((?!#)|https?://(?!www\.w3\.org|purl\.org|creativecommons\.org)", page
+    )
     for text in ("haar_stiefel", "The order of the laws", "Error feedback", "Configuration and environment", "prefers-color-scheme: dark"):
         assert text in page
 
