@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,12 +45,12 @@ def usage() -> str:
 
 
 def notebooks() -> str:
-    """The notebooks there are, by their titles."""
-    lines = []
+    """The notebooks there are, by their titles, numbered as their files are."""
+    lines = ["Notebooks, executed:", ""]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         title = next((line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("# ")), f"# {path.stem}")
-        lines.append(f"- [{title.removeprefix('# ')}](notebooks/{path.name})")
+        lines.append(f"{int(path.stem[:2])}. [{re.sub(r'^# ([0-9]+[.] )?', '', title)}](notebooks/{path.name})")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments import cli, completion, dynamics, publish, report, runs, validate
+from experiments import cli, completion, dynamics, provenance, publish, report, runs, validate
 from experiments.pages import summary
 
 
@@ -170,7 +170,7 @@ def test_a_commit_is_named_only_where_it_is_of_this_code(monkeypatch: pytest.Mon
 
     def environment(tracked: bool, commit: str = "") -> dict[str, Any]:
         answers = {"ls-files": "runs.py" if tracked else "", "rev-parse": "abc", "status": " M runs.py"}
-        monkeypatch.setattr(runs, "_git", lambda word, *_: answers[word])
+        monkeypatch.setattr(provenance, "_git", lambda word, *_: answers[word])
         monkeypatch.setenv("LOWRANK_COMMIT", commit)
         return {name: value for name, value in runs.environment().items() if name in ("git_sha", "git_dirty", "installed")}
 
