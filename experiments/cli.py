@@ -62,7 +62,16 @@ error says what and what instead; 130 interrupted, the same command continues.""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answered(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough, as `head` and `less` have
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return 0
+
+
+def _answered(arguments: list[str]) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files, never to a window
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(min(shutil.get_terminal_size().columns, WIDEST)))
@@ -106,8 +115,14 @@ def usage(width: int) -> str:
     """The map of the questions in lines of ``width`` characters, examples as they are."""
     longest = max(map(len, QUESTIONS))
     beside = " " * (longest + 4)
-    lines = [textwrap.fill(f"  {name:<{longest}}  {text}", width, subsequent_indent=beside) for name, text in QUESTIONS.items()]
-    blocks = [block if "\n  " in block or block.startswith("{") else textwrap.fill(block, width) for block in USAGE.split("\n\n")]
+    lines = [
+        textwrap.fill(f"  {name:<{longest}}  {text}", width, subsequent_indent=beside, break_on_hyphens=False)
+        for name, text in QUESTIONS.items()
+    ]
+    blocks = [
+        block if "\n  " in block or block.startswith("{") else textwrap.fill(block, width, break_on_hyphens=False)
+        for block in USAGE.split("\n\n")
+    ]
     return "\n\n".join(blocks).format(questions="\n".join(lines))
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
