@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from experiments import cli, completion, dynamics, provenance, publish, report, runs, validate
 from experiments.pages import summary
+from tests.experiments.launch import ROOT
 
 
 def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +29,17 @@ def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.findall(r"(?:^|; |: )(\d+) ", re.sub(r"\s+", " ", shown[shown.rindex("Exit codes") :])) == ["0", "1", "2", "130"]
     assert cli.main(["--version"]) == 0
     assert re.fullmatch(r"lowrank \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As ``lowrank --help | head`` has, which closes the pipe."""
+    for words in (["--help"], ["pretrain", "--help"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "experiments.cli", *words]
+        done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 STEPS = "steps tune_steps forward_steps refresh_every checkpoint_every eval_every measure_every merge_every lift_every period random_from max_skipped"
