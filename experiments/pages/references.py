@@ -105,7 +105,7 @@ def linked(number: str) -> str:
 
 def markdown() -> str:
     """All papers by id, then the older sources; each with the modules that it went into."""
-    files = lambda paths: ", ".join(f"[{path}](../{path})" for path in paths)  # noqa: E731
+    files = lambda paths: ", ".join(f"[`{path}`](../{path})" for path in paths)  # noqa: E731
     lines = ["| arXiv | title | where |", "|---|---|---|"]
     lines += [f"| {linked(number)} | {TITLES.get(number, '')} | {files(paths)} |" for number, paths in cited().items()]
     lines += ["", "| source | title | where |", "|---|---|---|"]
