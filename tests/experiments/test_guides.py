@@ -81,6 +81,8 @@ def commands() -> list[str]:
 def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the question that they ask, up to its work."""
     words = [NAMES.get(word, word) for word in shlex.split(command)]
+    if "--tensorboard" in words:
+        pytest.importorskip("tensorboard")
     if words[0] == "torchrun":
         monkeypatch.setenv("WORLD_SIZE", words[words.index("--nproc-per-node") + 1])
         module = words[words.index("-m") + 1] if "-m" in words else ""
