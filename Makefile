@@ -28,7 +28,7 @@ TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesse
 
 test: $(READY)
 	$(TEST) $(LIBRARIES) --cov --cov-report=term:skip-covered
-	LOWRANK_SMOKE=1 $(TEST) experiments notebooks README.md CONTRIBUTING.md tests/experiments tests/peers
+	LOWRANK_SMOKE=1 $(TEST) experiments notebooks README.md CONTRIBUTING.md docs tests/experiments tests/peers
 
 # Written as notebooks/*.py, executed at full size into the *.ipynb beside them; each takes under 3 minutes.
 notebooks: $(READY)
@@ -58,6 +58,7 @@ checks: $(PEERS)/.ready  # which methods of optimizers/ passed which tests
 readme: $(READY)
 	$(BIN)/python -m experiments.pages.readme
 	$(BIN)/python -m experiments.pages.figures_scale
+	$(BIN)/python -m experiments.pages.front
 
 clean:
 	rm -rf $(VENV) runs

@@ -53,12 +53,16 @@ def page(module: Any, width: int) -> str:
         if block.startswith("    "):
             parts.append(block if parts[-1].endswith(":") else f"Examples:\n\n{block}")
         else:
-            parts.append(textwrap.fill(" ".join(block.replace("``", "").split()), width))
+            parts.append(_filled(block.replace("``", ""), width))
     if presets := getattr(module, "PRESETS", {}):
         parts.append(
-            textwrap.fill(f"Presets: {', '.join(presets)}. The defaults below are those of the preset that is named, or of none.", width)
+            _filled(f"Presets: {', '.join(presets)}. The defaults below are those of the preset that is named, or of none.", width)
         )
     return "\n\n".join([*parts, "Exit codes and --json: lowrank --help."])
+
+
+def _filled(text: str, width: int) -> str:
+    return textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def one_line(question: str, message: str) -> str:

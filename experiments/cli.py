@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from experiments.arguments import configuration
+from experiments.arguments import WIDEST, configuration
 
 QUESTIONS = {
     "validate": "predicted against measured moments and errors of every law, on synthetic or real gradients",
@@ -36,7 +38,9 @@ USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
 {questions}
 
 lowrank QUESTION --help lists its fields with units and defaults, lowrank QUESTION PRESET --help those of a preset. --json after any question
-writes its rows as one line for machines, to standard output; everything else goes to standard error. Examples:
+writes its rows as one line for machines, to standard output; everything else goes to standard error.
+
+Examples:
   lowrank demo
   lowrank validate --law gaussian haar_stiefel --shapes 12x20 --ratio 0.25
   lowrank validate --model tiny --steps 300
@@ -58,11 +62,19 @@ error says what and what instead; 130 interrupted, the same command continues.""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answered(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough, as `head` and `less` have
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return 0
+
+
+def _answered(arguments: list[str]) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files, never to a window
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, QUESTIONS))
-        print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
+        print(usage(min(shutil.get_terminal_size().columns, WIDEST)))
         return 0
     if arguments[0] == "--version":
         print(f"lowrank {version('lowrank-gradients')}")
@@ -97,6 +109,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not _speaks():
         return 0
     return summary.written(result) if as_json else summary.show(result)
+
+
+def usage(width: int) -> str:
+    """The map of the questions in lines of ``width`` characters, examples as they are."""
+    longest = max(map(len, QUESTIONS))
+    beside = " " * (longest + 4)
+    lines = [
+        textwrap.fill(f"  {name:<{longest}}  {text}", width, subsequent_indent=beside, break_on_hyphens=False)
+        for name, text in QUESTIONS.items()
+    ]
+    blocks = [
+        block if "\n  " in block or block.startswith("{") else textwrap.fill(block, width, break_on_hyphens=False)
+        for block in USAGE.split("\n\n")
+    ]
+    return "\n\n".join(blocks).format(questions="\n".join(lines))
 
 
 def _refuse(message: str) -> int:

@@ -11,22 +11,20 @@ import errno
 import hashlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from estimators import processes
+from experiments.provenance import environment
 
 NOT_IDENTITY = (  # fields that say where and how loudly, not what
     "compare", "runs_dir", "shard", "quiet", "workers", "operations", "checkpoint_every", "keep_checkpoints", "max_skipped", "save_model",
@@ -107,9 +105,14 @@ class Run:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def finish(self) -> None:
-        """Mark the run as complete."""
-        if self.recording:
-            (self.path / "DONE").touch()
+        """Mark the run as complete; how long the process that completed it was at it goes to its environment, as ``seconds``."""
+        if not self.recording:
+            return
+        if not self.done and (begun := self.path / "env.json").exists():
+            told = self.read(begun.name)
+            told.get("continued", told)["seconds"] = round(time.time() - begun.stat().st_mtime, 1)
+            write_json(begun, told)
+        (self.path / "DONE").touch()
 
 
 def start(question: str, label: str, config: Any) -> Run:
@@ -186,29 +189,6 @@ def identity(config: Any) -> dict[str, Any]:
     """The fields of a configuration that decide its results, as JSON values."""
     return {
         name: value for name, value in plain(config).items() if name not in NOT_IDENTITY and not (name in LATER and value == LATER[name])
-    }
-
-
-def environment() -> dict[str, Any]:
-    """What a number depends on besides its configuration: code version, library versions, device, command line.
-
-    $LOWRANK_COMMIT names the commit of a copy that is not the repository itself. Outside a repository ``git_sha`` is empty, and ``installed`` says
-    what is there instead; a repository that this file only lies in, as in a project's virtual environment, is another's.
-    """
-    named = os.environ.get("LOWRANK_COMMIT", "")
-    ours = not named and bool(_git("ls-files", Path(__file__).name))
-    sha = named or (_git("rev-parse", "HEAD") if ours else "")
-    release = next((found.version for found in metadata.distributions(name="lowrank-gradients")), None)
-    installed = f"lowrank-gradients {release}" if release else "a copy of the source"
-    return {
-        "git_sha": sha,
-        "git_dirty": ours and bool(_git("status", "--porcelain")),
-        **({} if sha else {"installed": f"{installed}, outside a repository"}),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
-        "processes": processes.size(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 
@@ -289,11 +269,3 @@ def _atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def _git(*arguments: str) -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

@@ -6,7 +6,7 @@ the forward pass and again for the backward pass, the root's once; then it sums 
 micro-batch. Rows are padded to a multiple of p.
 
 Ring: the numbers travel p − 1 times as pieces of 1/p, so a device sends (p−1)/p of the whole for a gather or a reduce-scatter, twice that for an
-all-reduce, which is both. Reference: Patarasu and Yuan (2009); ZeRO, arXiv 1910.02054. Not counted: scalars; what fitted laws exchange
+all-reduce, which is both. Reference: Patarasuk and Yuan (2009); ZeRO, arXiv 1910.02054. Not counted: scalars; what fitted laws exchange
 (m×n once every K steps, with ``online`` also m×r a micro-batch); what Muon's products of sharded matrices exchange.
 """
 

@@ -18,12 +18,13 @@ from experiments.validation.travelling import HOOKS
 from optimizers import OPTIMIZERS
 
 WAYS = {"a": "identities", "b": "transcription", "c": "published package", "d": "recorded run"}
+ARXIV = re.compile(r"(\d{4}\.\d{5})")
 CHECKS = RESULTS / "optimizers" / "checks.csv"
 
 
 def paper(method: str) -> str:
     """arXiv id of a method, from its file."""
-    found = re.search(r"(?:arXiv )?(\d{4}\.\d{5})", _document(method))
+    found = ARXIV.search(_document(method))
     return found[1] if found else ""
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and results/README.md: facts from the registries, numbers from committed results, nothing typed by hand.
+"""The tables of README.md, the guides and results/README.md: facts from the registries, numbers from committed results, nothing typed by hand.
 
 ``python -m experiments.pages.readme`` rewrites every table between its markers; a test fails when a table and the results disagree.
 """
@@ -18,12 +18,13 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers
+from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, optimizers, references, reproduce
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS
 
 README = Path(__file__).parents[2] / "README.md"
+GUIDES = README.parent / "docs"
 RATIO = 0.25
 
 FORMULAS = {  # E‖ĜVVᵀ − g‖² at c = 1; t = tr S, S = E[ĜᵀĜ]
@@ -135,17 +136,20 @@ def memory_table(results: Path = RESULTS) -> str:
 
 COMPARISONS = ("tiny", "tiny-rank", "tiny-period", "tiny-constant", "9m")
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {
-        "laws": law_table,
-        "training": comparisons.trained,
+    README: {"laws": law_table, "methods": guides.methods, "questions": guides.questions, "notebooks": guides.notebooks},
+    GUIDES / "training.md": {"training": comparisons.trained, "bench": bench_table},
+    GUIDES / "methods.md": {
         "optimizers": optimizers.markdown,
         "compared": partial(comparisons.costs, comparisons.COSTED[0]),
         "updates": updates_table,
-        "bench": bench_table,
-        "memory": memory_table,
-        "finetune": partial(finetuning.markdown, finetuning.COMMITTED[0]),
-        "footprints": footprints.markdown,
+        "files": guides.files,
     },
+    GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown},
+    GUIDES / "finetuning.md": {"finetune": partial(finetuning.markdown, finetuning.COMMITTED[0])},
+    GUIDES / "reproduce.md": {"reproduce": reproduce.markdown},
+    GUIDES / "command-line.md": {"usage": guides.usage},
+    GUIDES / "glossary.md": {"law names": guides.laws},
+    GUIDES / "references.md": {"references": references.markdown},
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs
+from experiments import provenance
 from experiments.text import corpus, tokens
 from tests.conftest import Once
 from tests.experiments import small_models
@@ -21,7 +21,7 @@ def quick_starts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.training.cost.SIZE", 128)
         patch.setattr("experiments.training.cost.SMALL", 32)
-        patch.setattr(runs, "_git", functools.cache(runs._git))
+        patch.setattr(provenance, "_git", functools.cache(provenance._git))
         yield
 
 

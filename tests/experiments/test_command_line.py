@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import cli, completion, dynamics, publish, report, runs, validate
+from experiments import cli, completion, dynamics, provenance, publish, report, runs, validate
 from experiments.pages import summary
+from tests.experiments.launch import ROOT
 
 
 def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +29,17 @@ def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.findall(r"(?:^|; |: )(\d+) ", re.sub(r"\s+", " ", shown[shown.rindex("Exit codes") :])) == ["0", "1", "2", "130"]
     assert cli.main(["--version"]) == 0
     assert re.fullmatch(r"lowrank \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As ``lowrank --help | head`` has, which closes the pipe."""
+    for words in (["--help"], ["pretrain", "--help"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "experiments.cli", *words]
+        done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 STEPS = "steps tune_steps forward_steps refresh_every checkpoint_every eval_every measure_every merge_every lift_every period random_from max_skipped"
@@ -160,7 +174,7 @@ def test_runs_are_complete_and_say_where_they_come_from(tour: Path) -> None:
         path = run_of(tour, start)
         assert (path / "DONE").exists()
         environment = json.loads((path / "env.json").read_text())
-        assert {"git_sha", "git_dirty", "torch", "device", "command", "python"} <= set(environment)
+        assert {"git_sha", "git_dirty", "torch", "device", "command", "python"} <= set(environment) and environment["seconds"] > 0
         rows = runs.load(path).rows()
         assert rows and all("kind" in row for row in rows)
 
@@ -170,7 +184,7 @@ def test_a_commit_is_named_only_where_it_is_of_this_code(monkeypatch: pytest.Mon
 
     def environment(tracked: bool, commit: str = "") -> dict[str, Any]:
         answers = {"ls-files": "runs.py" if tracked else "", "rev-parse": "abc", "status": " M runs.py"}
-        monkeypatch.setattr(runs, "_git", lambda word, *_: answers[word])
+        monkeypatch.setattr(provenance, "_git", lambda word, *_: answers[word])
         monkeypatch.setenv("LOWRANK_COMMIT", commit)
         return {name: value for name, value in runs.environment().items() if name in ("git_sha", "git_dirty", "installed")}
 

@@ -1,4 +1,4 @@
-"""The README says what the committed results say. (Its example runs as a doctest.)"""
+"""README, guides and results say what the committed results say. (Examples run as doctests; links and commands: test_guides.)"""
 
 from __future__ import annotations
 
@@ -61,5 +61,10 @@ def test_a_readme_without_markers_is_refused() -> None:
 
 def test_nothing_names_a_machine() -> None:
     root = Path(readme.README).parent
-    for path in [*root.glob("*.md"), *(root / "experiments").rglob("*.json"), *(root / "experiments").rglob("*.py")]:
+    for path in [
+        *root.glob("*.md"),
+        *(root / "docs").iterdir(),
+        *(root / "experiments").rglob("*.json"),
+        *(root / "experiments").rglob("*.py"),
+    ]:
         assert not re.search(r"(/root/|/home/|/tmp/|/work/)", path.read_text(encoding="utf-8")), path

@@ -1,4 +1,4 @@
-"""LoRA as peft has it, and ReLoRA, which merges and restarts it."""
+"""LoRA (2106.09685) as peft has it, and ReLoRA (2307.05695), which merges and restarts it."""
 
 from __future__ import annotations
 
