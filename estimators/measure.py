@@ -233,5 +233,10 @@ def jackknife(statistic: Callable[[Tensor], float], groups: int) -> Estimate:
     if groups < 3:
         return Estimate(value, math.inf)
     left_out = torch.tensor([statistic(everything[everything != k]) for k in range(groups)], dtype=torch.float64)
-    error = ((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt()
-    return Estimate(value, float(error))
+    return Estimate(value, spread_of_left_out(left_out))
+
+
+def spread_of_left_out(left_out: Tensor) -> float:
+    """The jackknife's standard error of a statistic from its values without each group in turn, (groups,)."""
+    groups = len(left_out)
+    return float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from estimators import LAWS
-from experiments import runs
+from estimators import LAWS, Estimate
+from experiments import allowed, runs
 from experiments.advising import choice, costs, errors, subject
 from experiments.advising.costs import FULL
 from experiments.benching.limits import Limits, limits
@@ -58,7 +58,7 @@ class Config:
     device: str = "auto"
     """cpu, cuda, or auto."""
     seed: int = 0
-    """Of mini-batches, range finders and draws."""
+    """Seed of mini-batches, range finders and draws."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False
@@ -79,9 +79,9 @@ class Config:
             raise ValueError(f"budget_gb must be positive, got {self.budget_gb}")
         if not 0 < self.overhead < 1:
             raise ValueError(f"overhead is a share of a step and must be in (0, 1), got {self.overhead}")
-        for name, least in (("batches", 4), ("sequences", 1), ("length", 2), ("repeats", 1), ("operations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        allowed.at_least(self, 4, "batches")
+        allowed.at_least(self, 2, "length")
+        allowed.at_least(self, 1, "sequences", "repeats", "operations")
 
 
 PRESETS = {"smoke": Config(model="tiny", law=("haar_stiefel", "spectral"), ratio=(0.25,), batches=4, sequences=2, length=32, repeats=1)}
@@ -119,7 +119,7 @@ def _layers(config: Config, mine: subject.Subject, device: torch.device) -> list
     names = list(costs.chosen_layers(mine.model))
     with runs.progress(0, "backward passes", config.quiet) as bar:
         found = populations(mine.model, mine.batch, config.batches, names=names, tick=bar.update, loss=mine.loss)
-        return list(errors.layers(found, config.seed))
+        return list(errors.layers(found, config.seed, max(config.ratio)))
 
 
 def _candidates(
@@ -130,19 +130,19 @@ def _candidates(
     rows: list[dict[str, Any]] = []
     weighed: dict[tuple[bool, float], int] = {}
 
-    def add(law: str, ratio: float, error: tuple[float, float], seconds: float, K: int | None, unbiased: bool, projected: int) -> None:
+    def add(law: str, ratio: float, error: Estimate, seconds: float, K: int | None, unbiased: bool, projected: int) -> None:
         known = law != FULL and LAWS[law].fitted
         if (known, ratio) not in weighed:  # laws that learn nothing differ in V only, which is as large for all
             weighed[known, ratio] = costs.peak_bytes(config, mine, law, ratio, device)
         peak = weighed[known, ratio]
         rows.append(
             {"kind": "candidate", "law": law, "ratio": ratio, "unbiased": unbiased, "layers": projected}
-            | {"error": error[0], "error_se": error[1], "peak_bytes": peak, "seconds": seconds, "refresh_every": K}
+            | {"error": error.value, "error_se": error.standard_error, "peak_bytes": peak, "seconds": seconds, "refresh_every": K}
             | {"fits": peak <= config.budget_gb * GB}
         )
 
     with runs.progress(1 + len(config.law) * len(config.ratio), "candidates", config.quiet) as bar:
-        add(FULL, 1.0, (1.0, 0.0), full, None, True, 0)
+        add(FULL, 1.0, Estimate(1.0, 0.0), full, None, True, 0)
         bar.update()
         for law in config.law:
             for ratio in config.ratio:

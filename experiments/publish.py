@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,11 @@ def committed(name: str, results: Path = RESULTS) -> pd.DataFrame:
         known = ", ".join(f"{question}/{other.stem}" for other in sorted(path.parent.glob("*.csv"))) or "none of that question"
         raise FileNotFoundError(f"no committed rows {name!r}; there are {known}")
     return pd.read_csv(path)
+
+
+def committed_kinds(name: str, kinds: Iterable[str], results: Path = RESULTS) -> dict[str, pd.DataFrame]:
+    """Kind → committed rows of the run ``question/label``, of the kinds that it has; nothing if it was not run."""
+    return {kind: pd.read_csv(file) for kind in kinds if (file := results / f"{name}-{kind}.csv").exists()}
 
 
 def _flat(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ class Config:
     layer_resolution: float | None = None
     """Real gradients: relative defect in the error of one layer that must be visible; None: 0.5 for tiny, 10 for smollm2."""
     model_resolution: float | None = None
-    """Real gradients: the same for the error summed over all layers ; None: 0.1 for tiny, 0.5 for smollm2."""
+    """Real gradients: the same for the error summed over all layers; None: 0.1 for tiny, 0.5 for smollm2."""
     steps: int = 300
     """Tiny: training steps before the gradients are taken."""
     lr: float = 3e-3

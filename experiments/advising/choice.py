@@ -35,7 +35,7 @@ def growing_bytes(layer: Layer, tokens: int) -> int:
 def ranks(layers: Sequence[Layer], law: str, uniform: dict[str, int], tokens: int) -> dict[str, Any]:
     """A rank for every layer at the bytes of ``uniform``, name → r: the least error all layers together (theory/allocation.py)."""
     mine = [layer for layer in layers if layer.name in uniform]
-    choices = [np.unique(np.geomspace(1, layer.smaller - 1, GRID).round().astype(int)) for layer in mine]
+    choices = [np.unique(np.geomspace(1, layer.largest, GRID).round().astype(int)) for layer in mine]
     choices = [np.union1d(r, [uniform[layer.name]]) for r, layer in zip(choices, mine, strict=True)]
     errors = [np.array([layer.error(law, int(r))[0] for r in possible]) for layer, possible in zip(mine, choices, strict=True)]
     costs = [growing_bytes(layer, tokens) for layer in mine]
@@ -46,4 +46,4 @@ def ranks(layers: Sequence[Layer], law: str, uniform: dict[str, int], tokens: in
         name: over_noise([layer.error(law, r[layer.name]) for layer in mine], noise)
         for name, r in (("by_layer", found), ("uniform", uniform))
     }
-    return {"ranks": found} | {f"error_{name}": error for name, (error, _) in told.items()}
+    return {"ranks": found} | {f"error_{name}": error.value for name, error in told.items()}

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 
 from estimators import LAWS, selection
-from experiments import pretrain
+from experiments import pretrain, runs
 from experiments.advising.subject import Subject
 from experiments.benching.limits import Limits
 from experiments.footprints import CHANGE, PLAIN, followed, kept, period
-from experiments.training.faked import Ledger
+from experiments.training.faked import Ledger, TooLong
 from experiments.training.stepper import Stepper, Task
 from experiments.training.timing import pairs
 from theory import operations
@@ -53,7 +54,7 @@ def settings(config: Config, law: str, rank: int | float, refresh_every: int) ->
 
 
 def peak_bytes(config: Config, subject: Subject, law: str, rank: int | float, device: torch.device) -> int:
-    """The most that a step holds, redraws included. Raises ``ValueError`` for a model that fake tensors cannot follow."""
+    """The most that a step holds, redraws included. Raises ``WrongInput`` for a model that fake tensors cannot follow."""
     build, ids = subject.unweighted(), subject.batch(0)
     made = settings(config, law, rank, period("lowrank", law) if law != FULL else 3)
 
@@ -63,7 +64,11 @@ def peak_bytes(config: Config, subject: Subject, law: str, rank: int | float, de
         stand_in = torch.zeros(ids.shape, dtype=ids.dtype, device=device)
         return Stepper(made, device, Task(model, lambda: kept(subject.loss(model, stand_in), ledger)))
 
-    ledger = followed(make, config.operations)
+    try:
+        ledger = followed(make, config.operations)
+    except (NotImplementedError, TooLong, UnsupportedOperatorException) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise runs.WrongInput(f"the memory of {config.model} cannot be followed on fake tensors: {why}") from None
     return max(sum(ledger.peak(part).values()) for part in (PLAIN, CHANGE) if part in ledger.parts)
 
 

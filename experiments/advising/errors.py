@@ -21,6 +21,7 @@ from torch import Tensor
 from estimators import LAWS, keyed
 from estimators.directions import Directions, of_gradient
 from estimators.law import Law
+from estimators.measure import Estimate, spread_of_left_out
 from estimators.selection import rank_of
 from experiments.training.live import levels_of
 from theory import levels, optimal
@@ -90,6 +91,12 @@ class Layer:
         """min(m, n), below which a rank must be."""
         return min(self.m, self.n)
 
+    @property
+    def largest(self) -> int:
+        """The largest rank whose law is known as training would have it."""
+        known = self.known.sigma.numel()
+        return self.smaller - 1 if known == self.smaller else int(known / KEEP)
+
     def law(self, name: str, rank: int) -> Law:
         """The law as training has it at this rank, c = 1."""
         kind: Any = LAWS[name]
@@ -113,13 +120,13 @@ class Layer:
         }
 
 
-def layers(populations: Iterator[tuple[str, Tensor]], seed: int) -> Iterator[Layer]:
-    """Every layer with gradients (N + 1, m, n); the first mini-batch shows the directions, the others count."""
+def layers(populations: Iterator[tuple[str, Tensor]], seed: int, ratio: float = 1.0) -> Iterator[Layer]:
+    """Every layer with gradients (N + 1, m, n); the first mini-batch shows the directions, as many as r = ``ratio``·n asks for, the others count."""
     for name, population in populations:
         first, gradients = population[0], population[1:]
         m, n = first.shape
         generator = keyed.generator(seed, f"{name}.advise", 0, first.device)
-        known = of_gradient(first, min(m, n), generator)
+        known = of_gradient(first, min(m, n, round(KEEP * rank_of(n, ratio))), generator)
         yield Layer(name, m, n, sums(gradients, known.Q), known)
 
 
@@ -129,12 +136,7 @@ def fits(layer: Layer, ratio: float) -> int | None:
     return rank if rank < layer.smaller else None
 
 
-def jackknife(values: np.ndarray) -> tuple[float, float]:
-    """(estimate, standard error) from the value of all, then of all but one, (N + 1,)."""
-    left_out, count = values[1:], len(values) - 1
-    return float(values[0]), float(np.sqrt((count - 1) / count * np.square(left_out - left_out.mean()).sum()))
-
-
-def over_noise(errors: Sequence[np.ndarray], noise: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(error over that of the mini-batch gradient, its standard error), of layers together."""
-    return jackknife(np.sum(errors, axis=0) / np.sum(noise, axis=0))
+def over_noise(errors: Sequence[np.ndarray], noise: Sequence[np.ndarray]) -> Estimate:
+    """Error over that of the mini-batch gradient, of layers together, from their values of all mini-batches and of all but one."""
+    ratios = np.sum(errors, axis=0) / np.sum(noise, axis=0)
+    return Estimate(float(ratios[0]), spread_of_left_out(torch.from_numpy(ratios[1:])))

@@ -15,12 +15,12 @@ from experiments.finetuning import pretrained
 from experiments.runs import WrongInput
 from experiments.text import batches, corpus, tokens
 from experiments.training import models
+from experiments.training.loss import IGNORED
 
 if TYPE_CHECKING:
     from experiments.advise import Config
 
 MASKED = 0.15  # share of tokens that a masked language model has to guess
-IGNORED = -100
 
 
 @dataclass(frozen=True)

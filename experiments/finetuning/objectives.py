@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from experiments.finetuning.instructions import Pair
 from experiments.runs import WrongInput
 from experiments.text.tasks import Example, Task
-
-IGNORED = -100  # of a target that does not count
+from experiments.training.loss import IGNORED
 
 
 class Objective(nn.Module, abc.ABC):

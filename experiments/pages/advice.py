@@ -56,7 +56,7 @@ def reasons(rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
     told = [f"recommended {within}: {'full AdamW' if advice['recommended'] == FULL else advice['recommended']}"]
     if full["fits"]:
         told.append(
-            f"full AdamW fits ({full['peak_bytes'] / GB:.3g} GB): no estimate has less error; the products below buy memory with error"
+            f"full AdamW fits ({full['peak_bytes'] / GB:.3g} GB): no unbiased estimate has less error; what follows buys memory with error"
         )
     else:
         told.append(f"full AdamW takes {full['peak_bytes'] / GB:.3g} GB and does not fit")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.pages.nature import nature
 from experiments.pages.page import records
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed_kinds
 
 FULL = "adamw"  # whom costs and losses are compared with
 COSTED = ("optimizers", "9m-optimizers", "60m-optimizers", "130m-optimizers")  # comparisons that say what contenders cost
@@ -25,10 +25,8 @@ AXES = {  # of the Pareto figure: column of a merged row → what it is called
 def committed(name: str, results: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """The rows of a committed comparison by kind; nothing if it was not run. Peaks of whole runs stay only where an allocator counted them: on a CPU
     they are those of a process that trained others before."""
-    folder = results / "compare"
-    kinds = {kind: folder / f"{name}-{kind}.csv" for kind in ("final", "paired", "trial", "cost")}
-    found = {kind: pd.read_csv(file) for kind, file in kinds.items() if file.exists()}
-    if found and json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["environment"]["device"].startswith("cpu"):
+    found = committed_kinds(f"compare/{name}", ("final", "paired", "trial", "cost"), results)
+    if found and json.loads((results / "compare" / f"{name}.json").read_text(encoding="utf-8"))["environment"]["device"].startswith("cpu"):
         found["final"] = found["final"].drop(columns="peak_bytes", errors="ignore")
     return found
 

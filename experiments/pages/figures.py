@@ -31,6 +31,7 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "lora": "#332288",
     "relora": "#B15928",
 }
+DASHES = ("-", "--", ":", "-.")  # of variants, in their order
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
 TAKE_TURNS = (*OPTIMIZERS, *HOOKS)  # at the colours and markers of the laws
 FEEDBACK = {  # two of them often coincide

@@ -15,10 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from estimators import Estimate
-from experiments.pages.figures import colour, marker
+from experiments.pages.figures import DASHES, colour, marker
 from experiments.validation.verdict import ROUNDING, student
-
-DASHES = ("-", "--", ":", "-.")
 
 
 def beside(what: str, seen: Estimate | None, exact: float, draws: float = np.inf) -> dict[str, float]:

@@ -10,9 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages.figures import LAYERS, colour, legend, marker, style
+from experiments.pages.figures import DASHES, LAYERS, colour, legend, marker, style
 
-DASHES = ("-", "--", ":", "-.")  # of the variants of a law, in their order
 KINDS = dict(zip(LAYERS, "osD^v<>P", strict=True))  # marker of a kind of layer
 SHADES = {  # categories of bytes: colour and hatch
     "weights": ("#0072B2", ""),

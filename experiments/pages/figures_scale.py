@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.pages import comparisons, figures_training, finetuning
 from experiments.pages.figures import colour, marker, style, svg
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed_kinds
 
 FIGURE = "scale.svg"
 
@@ -48,8 +48,7 @@ def pareto(name: str, results: Path = RESULTS) -> Figure | None:
 
 
 def _finals(results: Path, name: str) -> pd.DataFrame | None:
-    path = results / "compare" / f"{name}-final.csv"
-    return pd.read_csv(path) if path.exists() else None
+    return committed_kinds(f"compare/{name}", ("final",), results).get("final")
 
 
 def _against(ax: Axes, finals: pd.DataFrame | None, axis: str, label: str) -> None:

@@ -18,7 +18,7 @@ from experiments import runs
 from experiments.pages.figures import style
 from experiments.pages.nature import nature
 from experiments.pages.page import figure, records, table
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed_kinds
 from optimizers import ZEROTH_ORDER
 
 # the first is what `lowrank finetune` alone does
@@ -155,8 +155,7 @@ def one(rows: list[dict[str, Any]]) -> str:
 
 def committed(name: str, results: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """The rows of a committed comparison by kind; nothing if it was not run."""
-    files = {kind: results / "finetune" / f"{name}-{kind}.csv" for kind in KINDS}
-    return {kind: pd.read_csv(file) for kind, file in files.items() if file.exists()}
+    return committed_kinds(f"finetune/{name}", KINDS, results)
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:

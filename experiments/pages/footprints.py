@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.pages.page import records
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed_kinds
 from experiments.training.faked import CATEGORIES
 
 FULL = "adamw"  # whom peaks are compared with
@@ -102,8 +102,7 @@ def llamas(results: Path = RESULTS) -> str:
 
 
 def _committed(model: str, results: Path) -> dict[str, pd.DataFrame]:
-    files = {kind: results / "memory" / f"measure-{model}-{kind}.csv" for kind in KINDS}
-    return {kind: pd.read_csv(file) for kind, file in files.items() if file.exists()}
+    return committed_kinds(f"memory/measure-{model}", KINDS, results)
 
 
 def _setting(row: dict[Any, Any], model: str, results: Path) -> str:

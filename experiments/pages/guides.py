@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from estimators import LAWS
 from experiments import cli
 from experiments.pages import optimizers
 from experiments.pages.nature import nature
+from experiments.pages.page import records
 from experiments.pages.references import linked
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed_kinds
 from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
 WIDTH = 100
@@ -56,8 +55,8 @@ def notebooks() -> str:
 
 def methods(results: Path = RESULTS) -> str:
     """Every optimizer in a line: what it keeps, and what its path does to a synthetic gradient; then methods that keep nothing of their own."""
-    files = [results / "optimizers" / f"24x32-{kind}.csv" for kind in ("state", "path", "update")]
-    kept, done = optimizers.lines(row for file in files for row in pd.read_csv(file).to_dict("records"))  # pyright: ignore[reportArgumentType]
+    frames = committed_kinds("optimizers/24x32", ("state", "path", "update"), results).values()
+    kept, done = optimizers.lines(row for frame in frames for row in records(frame))
     measured = ("mean of path", "bias²", "variance")
     rows = [
         {

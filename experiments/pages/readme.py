@@ -21,7 +21,7 @@ from experiments.gpu.cells import Settings
 from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, optimizers, references, reproduce
 from experiments.pages.markers import updated
 from experiments.pages.page import records
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed
 
 README = Path(__file__).parents[2] / "README.md"
 GUIDES = README.parent / "docs"
@@ -44,7 +44,7 @@ FORMULAS = {  # E‖ĜVVᵀ − g‖² at c = 1; t = tr S, S = E[ĜᵀĜ]
 
 def law_table(results: Path = RESULTS) -> str:
     """The table as Markdown: law, unbiased?, formula, file, and error relative to ‖g‖² on the gradients of the tiny LLaMA."""
-    frame = pd.read_csv(results / "validate" / "tiny-model.csv")
+    frame = committed("validate/tiny-model", results)
     frame = frame[frame.ratio == RATIO].set_index("law")
     lines = [
         "| law | unbiased | E‖ĜVVᵀ − g‖² at c = 1 | file | exact / ‖g‖² | measured / ‖g‖² |",
@@ -63,8 +63,7 @@ def law_table(results: Path = RESULTS) -> str:
 
 def bench_table(results: Path = RESULTS) -> str:
     """Ratios of the committed bench on 60m."""
-    step = pd.read_csv(results / "bench" / "60m-step.csv").set_index("name")
-    memory = pd.read_csv(results / "bench" / "60m-memory.csv").set_index("name")
+    step, memory = (committed(f"bench/60m-{kind}", results).set_index("name") for kind in ("step", "memory"))
     config = json.loads((results / "bench" / "60m.json").read_text(encoding="utf-8"))
     lines = [
         f"LLaMA-{config['config']['model'].upper()}, r/n = {config['config']['rank']:g}, {config['config']['sequences']} × "

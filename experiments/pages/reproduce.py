@@ -15,7 +15,7 @@ import pandas as pd
 from experiments import runs
 from experiments.arguments import configuration
 from experiments.cli import MODULES, QUESTIONS
-from experiments.publish import RESULTS
+from experiments.publish import RESULTS, committed_kinds
 
 LATER = {"lowrank demo": {"validate": "--model tiny", "dynamics": ""}}  # what of the tour is a question of its own
 RENAMED = {"optimizers": "optimizer"}  # a group of the bench
@@ -86,8 +86,7 @@ def seconds(name: str, told: dict[str, Any], results: Path = RESULTS) -> tuple[f
     recorded = environment.get("continued", environment).get("seconds")
     if recorded is not None:
         return float(recorded), ", its last part" if "continued" in environment else ""
-    kinds = {kind: results / f"{name}-{kind}.csv" for kind in ("final", "tested", "trial")}
-    frames = {kind: pd.read_csv(path) for kind, path in kinds.items() if path.exists()}
+    frames = committed_kinds(name, ("final", "tested", "trial"), results)
     whole = next((frames[kind] for kind in ("final", "tested") if kind in frames), pd.DataFrame())
     if "seconds" not in whole:
         return float("nan"), ""

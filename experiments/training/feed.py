@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from estimators import processes
 from experiments.runs import WrongInput
@@ -38,9 +39,8 @@ def open_data(config: Config) -> tuple[Feed, list[Tensor], dict[str, Any]]:
     entries = models.PRESETS[config.model]["vocab_size"]
     if config.tokenizer is not None:
         return _stream(config, sequences, entries)
-    default = config.data == corpus.MOVIE_REVIEWS
     with parallel.first():
-        text = tokens.tokens(min(entries, 32000), quiet=config.quiet) if default else tokens.open_tokens(Path(config.data))
+        text = _text(config)
     _fits(text.vocabulary, entries, config.model)
     try:
         feed = batches.Batches(text.training, config.seed, sequences, config.length, _part())
@@ -48,6 +48,20 @@ def open_data(config: Config) -> tuple[Feed, list[Tensor], dict[str, Any]]:
     except ValueError as error:
         raise WrongInput(f"{config.data}: {error}") from None
     return feed, held_out, {"data": list(text.sources), "tokens_sha256": text.sha256, "vocabulary": text.vocabulary}
+
+
+def tokenizer(config: Config) -> PreTrainedTokenizerFast:
+    """The tokenizer of the run's text, for the folder of the model."""
+    file = config.tokenizer or _text(config).folder / "tokenizer.json"
+    found = tokens.load_tokenizer(file)
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=found.id_to_token(tokens.end_of(found)))
+
+
+def _text(config: Config) -> tokens.Tokens:
+    """The token folder of a run that does not read a stream; the default corpus is built where it is not there yet."""
+    if config.data != corpus.MOVIE_REVIEWS:
+        return tokens.open_tokens(Path(config.data))
+    return tokens.tokens(min(models.PRESETS[config.model]["vocab_size"], 32000), quiet=config.quiet)
 
 
 def _stream(config: Config, sequences: int, entries: int) -> tuple[Feed, list[Tensor], dict[str, Any]]:

@@ -262,7 +262,12 @@ class Trainer:
         if self.run.recording:
             method.finalize()
             transformers.utils.logging.disable_progress_bar()
+            tokenizer = feed.tokenizer(self.config)
+            settings: tuple[Any, ...] = (model.config, model.generation_config)
+            for config in settings:
+                config.eos_token_id = tokenizer.eos_token_id
             model.save_pretrained(self.run.path / "model")
+            tokenizer.save_pretrained(self.run.path / "model")
 
     def _costs(self) -> dict[str, Any]:
         tokens = self.step * self.config.sequences * self.config.length

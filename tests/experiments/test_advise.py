@@ -87,8 +87,8 @@ def test_over_many_populations_the_mean_is_the_error_of_the_distribution(law: st
 def test_a_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(0).normal(size=9)
     left_out = np.array([np.delete(values, i).mean() for i in range(9)])
-    estimate, error = errors.jackknife(np.concatenate([[values.mean()], left_out]))
-    assert estimate == values.mean() and error == pytest.approx(values.std(ddof=1) / 3, rel=1e-12)
+    found = errors.over_noise([np.concatenate([[values.mean()], left_out])], [np.ones(10)])
+    assert found.value == values.mean() and found.standard_error == pytest.approx(values.std(ddof=1) / 3, rel=1e-12)
 
 
 def candidate(law: str, error: float, peak: int, seconds: float, **fields: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from experiments import pretrain
 from experiments.finetuning import pretrained, tuner
 from experiments.finetuning.config import KNOWN, Tuning
 from experiments.finetuning.objectives import Objective
+from experiments.text import tokens
 from experiments.training import models
 from experiments.training.trainer import Trainer
 from tests.experiments.test_labelled import DOLLY
@@ -59,6 +60,12 @@ def test_pre_trained(fields: dict[str, Any], text: Path, tmp_path: Path) -> None
     trainer.train()
     ids = torch.randint(2560, (2, 300), generator=torch.Generator().manual_seed(0))
     names = list(models.build("tiny", 0).state_dict())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.path / "model")
+    written = tokens.load_tokenizer(text / "tokenizer.json")
+    said = "A film about “us” & them.\n"
+    ids_of_text = tokenizer(said)["input_ids"]
+    assert ids_of_text == written.encode(said, add_special_tokens=False).ids and tokenizer.decode(ids_of_text) == said
+    assert tokenizer.eos_token_id == tokens.end_of(written) == trainer.model.config.eos_token_id
     loads_to(trainer.model, transformers.LlamaForCausalLM, run.path / "model", names, {"input_ids": ids})
 
 
