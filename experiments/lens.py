@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from estimators import keyed
 from estimators.law import Spectrum, eigenbasis
 from estimators.selection import rank_of
-from experiments import runs
+from experiments import allowed, runs
 from experiments.finetuning import pretrained
 from experiments.lensing.estimates import KNOWN, estimator
 from experiments.lensing.factors import Factors, contributions, factors, side_of
@@ -86,9 +86,9 @@ class Config:
             raise ValueError("the prompt is empty")
         if not (self.rank >= 1 if isinstance(self.rank, int) else 0 < self.rank <= 1):
             raise ValueError(f"rank must be a positive integer, or a fraction of n in (0, 1], got {self.rank}")
-        for name, least in (("top", 1), ("directions", 1), ("draws", 2), ("steps", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        allowed.at_least(self, 1, "top", "directions")
+        allowed.at_least(self, 2, "draws")
+        allowed.at_least(self, 0, "steps")
         for name in ("resolution", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
