@@ -55,8 +55,8 @@ def lines(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             "gradient": nature(row["law"]),
             "overlap": _near(row, "overlap"),
             "directions": _near(row, "direction_cosine"),
-            "energy": _near(row, "energy", 2),
-            "top tokens": _near(row, "kept", 2),
+            "energy": _near(row, "energy", 3 if row["energy"] < 10 else 1),
+            "top tokens": _near(row, "kept", 3 if row["kept"] < 10 else 1),
             "cosine": _near(row, "cosine"),
             "z": f"{row['z']:+.1f}",
         }

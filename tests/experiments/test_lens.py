@@ -341,6 +341,22 @@ def test_the_figure_is_of_the_committed_run(name: str) -> None:
         assert labels and all(f">{label}<" in committed for label in (*labels, *lens.Config().law))
 
 
+@pytest.mark.parametrize("name", pages.COMMITTED)
+def test_what_is_said_of_the_committed_runs(name: str) -> None:
+    kept = publish.committed(f"lens/{name}-kept")
+    means = {side: group.groupby("law").mean(numeric_only=True) for side, group in kept.groupby("side")}
+    reads, writes = means["input"], means["output"]
+    assert (reads.overlap[["spectral", "top_svd"]] > reads.overlap.wta_crs).all()  # who knows the gradient keeps its tokens
+    assert (reads.overlap[["tokens:coordinate", "wta_crs"]] > reads.overlap.haar_stiefel).all()
+    for law in ("haar_stiefel", "coordinate"):
+        some = kept[(kept.law == law) & (kept.side == "output")]
+        np.testing.assert_allclose(some.kept_exact, some.energy_exact, rtol=1e-6)  # outputs are multiplied alike
+    assert (writes.overlap[["haar_stiefel", "gaussian"]] > writes.overlap[["tokens:coordinate", "wta_crs"]].max()).all()
+    assert (writes.cosine_exact[["haar_stiefel", "gaussian"]] < 0.5 * writes.cosine_exact[["tokens:coordinate", "wta_crs"]].min()).all()
+    estimators = publish.committed(f"lens/{name}-estimator").set_index("law")
+    assert estimators.holds.all() and estimators.resolution.idxmax() == "coordinate"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
