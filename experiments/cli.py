@@ -21,6 +21,7 @@ QUESTIONS = {
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
+    "lens": "a gradient in tokens: of a prompt, of singular directions, and what estimators keep of it",
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
@@ -51,6 +52,7 @@ Examples:
   lowrank pretrain tiny --method galore --rank 32 --lr 1e-2
   lowrank optimizers
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
+  lowrank lens --prompt "Water boils at a hundred degrees."
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank memory measure roberta-large
   lowrank advise --model smollm2 --data my.jsonl --budget-gb 2

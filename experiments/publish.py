@@ -26,6 +26,7 @@ KEPT = {  # question → kinds of rows worth committing
     "compare": ("trial", "final", "paired", "curve", "cost"),
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
+    "lens": ("direction", "kept", "estimator", "layer"),
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
     "advise": ("layer", "candidate", "advice"),

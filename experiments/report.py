@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.pages import advice, configurations, dynamics, finetuning, optimizers, report_training, summary, validation
+from experiments.pages import advice, configurations, dynamics, finetuning, lens, optimizers, report_training, summary, validation
 from experiments.pages.page import Link, document, section, share, table
 
 ABOUT = {  # question → what the title of a page says of it
@@ -32,6 +32,7 @@ ABOUT = {  # question → what the title of a page says of it
     "tuning": "fine-tuning",
     "bench": "speed",
     "advise": "advice",
+    "lens": "gradients in tokens",
     "memory": "memory",
     "optimizers": "optimizers in a frame",
 }
@@ -87,6 +88,8 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
         case "tuning":
             return f"Fine-tuning: {run.path.name}", finetuning.one(rows)
+        case "lens":
+            return f"A gradient in tokens: {Path(config['model']).name}", lens.section(run, rows)
         case "bench":
             return f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":

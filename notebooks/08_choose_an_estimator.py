@@ -73,8 +73,8 @@ Markdown("\n".join(f"- {line}" for line in advice.reasons(rows, run.config)))
 
 # %% [markdown]
 # ## Is the prediction right?
-# The smallest layer again: its gradients, the law as training would have it, and draws of it. Measured is the mean squared distance of the estimates from the
-# mean of these mini-batches; predicted is the exact error on the same population.
+# The smallest layer again: its gradients, the law as training would have it, and draws of it. Measured is the mean squared distance of the
+# estimates from the mean of these mini-batches; predicted is the exact error on the same population.
 
 # %%
 mine = subject.load(config)

@@ -18,7 +18,7 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, optimizers, references, reproduce
+from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, lens, optimizers, references, reproduce
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS, committed
@@ -152,6 +152,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
+    | {f"lens {name}": partial(lens.markdown, name) for name in lens.COMMITTED}
     | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }

@@ -28,6 +28,7 @@ TITLES = {
     "2307.05695": "ReLoRA: High-Rank Training Through Low-Rank Updates",
     "2308.03303": "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning",
     "2310.10195": "AdaLomo: Low-memory Optimization with Adaptive Learning Rate",
+    "2402.12865": "Backward Lens: Projecting Language Model Gradients into the Vocabulary Space",
     "2402.03293": "Flora: Low-Rank Adapters Are Secretly Gradient Compressors",
     "2403.03507": "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
     "2403.17919": "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning",

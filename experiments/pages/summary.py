@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from experiments.pages import advice, benches, finetuning, footprints, optimizers
+from experiments.pages import advice, benches, finetuning, footprints, lens, optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -104,6 +105,11 @@ def found(run: Run) -> list[Any]:
         case "advise":
             told = advice.lines(rows)
             return [_plain(advice.HEADING, tuple(told[0]), [tuple(line.values()) for line in told]), *advice.reasons(rows, run.config)]
+        case "lens":
+            kept, said = lens.lines(rows), lens.said(rows)
+            tables = [_plain("kept of a gradient, means over layers", tuple(kept[0]), [tuple(line.values()) for line in kept])]
+            words = [tuple(Text(cell, justify="left") for cell in line.values()) for line in said]  # tokens may look like markup
+            return [_plain("in tokens", tuple(said[0]), words), *tables, lens.asked(run.config, rows)]
         case "bench":
             shown = [row for row in rows if "ratio" in row and row["kind"] != "regression"]
             lines = [
@@ -202,7 +208,7 @@ def _plain(title: str, columns: tuple[str, ...], lines: Sequence[tuple[Any, ...]
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for line in lines:
-        table.add_row(*map(str, line))
+        table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in line))
     return table
 
 
@@ -228,6 +234,7 @@ KINDS = {
     "stability": "growth around the stable step",
     "lazy": "lazy-loop contraction",
     "feedback": "error feedback converges, literal diverges",
+    "estimator": "token energies of estimates, and their means",
     "step": "time of a step over full AdamW",
     "memory": "saved activations over nn.Linear",
     "sampling": "time of drawing V within its target",

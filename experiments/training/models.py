@@ -16,12 +16,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_model, save_model
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from experiments.runs import WrongInput, progress
-from experiments.text import batches, corpus
+from experiments.runs import Run, WrongInput, progress
+from experiments.text import batches, corpus, tokens
 from experiments.training.schedule import warmup_cosine
 
 
@@ -101,6 +102,22 @@ def train(
             bar.set_postfix_str(f"loss {losses[-1]:.3f}")
             bar.update()
     return losses
+
+
+def tiny(
+    run: Run, *, seed: int, steps: int, lr: float, quiet: bool, device: torch.device | str = "cpu"
+) -> tuple[LlamaForCausalLM, tokens.Tokens]:
+    """The preset "tiny" after ``steps`` steps on the default corpus, and its tokens. A run that continues has the model it began with."""
+    text = tokens.tokens(PRESETS["tiny"]["vocab_size"])
+    model = build("tiny", seed).to(device)  # pyright: ignore[reportArgumentType]
+    weights = run.path / "model.safetensors"
+    if weights.exists():
+        load_model(model, weights, device=str(device))
+    else:
+        losses = train(model, text.training, steps=steps, lr=lr, seed=seed, quiet=quiet)
+        run.write("training.json", {"loss": losses, "tokens_sha256": text.sha256})
+        save_model(model, str(weights))
+    return model, text
 
 
 def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from estimators import Population, keyed, measure
 from estimators.law import Law, Spectrum
 from estimators.selection import rank_of
 from experiments import runs
-from experiments.text import batches, tokens
+from experiments.text import batches
 from experiments.training import models
 from experiments.validation.checks import exact
 from experiments.validation.contenders import contenders
@@ -33,15 +32,7 @@ def validate(config: Config, run: runs.Run) -> None:
     finished = {row["layer"] for row in rows if row["kind"] == "layer"}
     run.keep([row for row in rows if row.get("layer") in finished])  # what an interrupted layer or summary left behind goes
     if config.model == "tiny":
-        text = tokens.tokens(models.PRESETS["tiny"]["vocab_size"])
-        model = models.build("tiny", config.seed).to(device)  # pyright: ignore[reportArgumentType]
-        weights = run.path / "model.safetensors"
-        if weights.exists():  # a continued run measures the model it began with
-            load_model(model, weights, device=str(device))
-        else:
-            losses = models.train(model, text.training, steps=config.steps, lr=config.lr, seed=config.seed, quiet=config.quiet)
-            run.write("training.json", {"loss": losses, "tokens_sha256": text.sha256})
-            save_model(model, str(weights))
+        model, text = models.tiny(run, seed=config.seed, steps=config.steps, lr=config.lr, quiet=config.quiet, device=device)
         stream = text.training
     else:
         model, stream = models.smollm2()

@@ -1,0 +1,1 @@
+"""A gradient in tokens: its two factors, the vocabulary seen from the residual stream, and what an estimator keeps of it."""
