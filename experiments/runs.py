@@ -43,6 +43,7 @@ NOT_IDENTITY = (
 LATER = {  # fields that came later; at these values a run is what it was without them
     "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
     "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam",
+    "second_moment": None, "coupled": 0.0, "init": "plain",
 }  # fmt: skip
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -143,7 +144,7 @@ def start(question: str, label: str, config: Any) -> Run:
 def discard_empty(run: Run) -> None:
     """Remove the directory of a run that never began: nothing but its configuration, environment and an empty record."""
     names = {path.name for path in run.path.iterdir()} if run.recording else set()
-    if run.recording and not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl"}:
+    if run.recording and not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl", "init.json"}:
         shutil.rmtree(run.path)
 
 

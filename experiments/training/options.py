@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from estimators import LAWS
-from estimators.transport import Policy
+from estimators.transport import Policy, Second
 from estimators.writing import Lift
 
 Precision = Literal["fp32", "bf16", "bf16_weights"]
@@ -33,6 +33,11 @@ class Options:
     """Steps between two lifts W ← W + BVᵀ."""
     state: Policy = "reset"
     """Optimizer state when V changes: reset, keep, reproject_first, reproject_both, row_scale."""
+    second_moment: Second | None = None
+    """Adam's second moment when V (the frame) changes: zero, keep, reproject, row_scale, random, first_batch; by ``state`` (the method) if none."""
+    coupled: float = 0.0
+    """lowrank, lora, relora: a step does not shrink a factor's column below this share of its partner's norm; 0 for none. At --lift-every 1
+    it does nothing for lowrank, whose B is zero before every step."""
     lift: Lift = "master"
     """How lifts reach 16-bit weights: master (float32 copy), stochastic (rounding), nearest (small lifts are lost)."""
     store: bool = True
@@ -108,7 +113,9 @@ class Options:
         for name in ("alpha", "other_lr", "layers"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name in ("weight_decay", "clip", "checkpoint_every", "max_skipped"):
+        if self.coupled == float("inf"):
+            raise ValueError("coupled must be finite, got inf")
+        for name in ("coupled", "weight_decay", "clip", "checkpoint_every", "max_skipped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("warmup", "final_lr", "online"):
