@@ -29,7 +29,7 @@ from optimizers.groups import Named, check, load_exactly
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
 from optimizers.outputs import DROP, LIFT, Change, Complement, Context, Lift
 from optimizers.storage import FLOAT, EightBit, Storage
-from optimizers.transports import KEEP, Transport, renewing
+from optimizers.transports import KEEP, Transport, refuse, renewing
 
 Side = Literal["smaller", "larger", "left", "right"]
 Watcher = Callable[[tuple[str, ...], Context], None]
@@ -78,7 +78,7 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
 
     Common options, all of a group: ``lr``, ``betas``, ``eps``, ``weight_decay`` (decoupled), ``states`` ("float" or "8bit"; moments of fewer than
     ``smallest_8bit`` numbers stay float), ``rounding`` of 16-bit weights ("nearest", or "stochastic", which is right in expectation), ``foreach``
-    (equal shapes as one batch; None: on GPUs), ``second_moment`` (transports.py; None: the method's own). ``seed`` of all draws. ``inject``: see there.
+    (equal shapes as one batch; None: on GPUs), ``second_moment`` (transports.py; None: the method's). ``seed`` of all draws. ``inject``: see there.
 
     ``step`` raises ``ValueError`` for gradients that are not finite, or whose squares are not, before it changes anything, and ``TypeError`` for
     sparse or sharded ones.
@@ -135,8 +135,7 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
             check(type(self).__name__, self.param_groups[-1], self.choices, self.any_shape)
             if self.param_groups[-1]["rank"] is not None:
                 inner = (rule := self.rule(self.param_groups[-1])).inner
-                if self.param_groups[-1]["second_moment"] and (not isinstance(inner, Adam) or rule.precondition):
-                    raise ValueError(f"{type(self).__name__}(second_moment=…): the method has no Adam whose second moment this could be")
+                refuse(type(self).__name__, self.param_groups[-1]["second_moment"], inner, rule.basis.frame, rule.precondition is not None)
                 if self.param_groups[-1]["states"] == "8bit" and not isinstance(inner.storage, EightBit):
                     raise ValueError(f"{type(self).__name__}(states='8bit'): what this method keeps is not kept in 8 bits")
         except ValueError:

@@ -166,3 +166,11 @@ def renewing(base: Transport, group: dict[str, Any], names: tuple[str, ...], G: 
     """``base``, or with a policy of its own for N where the group has one; ``base`` goes on to ``settle``."""
     policy = group.get("second_moment")  # groups of older checkpoints have none
     return base if policy is None else SecondMoment(base, policy, names, group["seed"], G)
+
+
+def refuse(call: str, policy: Second | None, inner: Inner, frame: type[Frame], preconditioned: bool) -> None:
+    """Raises ``ValueError`` for a policy of N where there is no N that is Adam's of the sketched gradient, or none that the frame can re-project."""
+    if policy is not None and (not isinstance(inner, Adam) or preconditioned):
+        raise ValueError(f"{call}(second_moment={policy!r}): the method has no Adam whose second moment this could be")
+    if policy == "reproject" and frame.change is Frame.change:
+        raise ValueError(f"{call}(second_moment={policy!r}): nothing can be re-projected in its frame, {frame.__name__}")

@@ -14,6 +14,7 @@ Where ‖g‖ is minimised, and under SGD always, the second derivative of the m
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,14 +83,13 @@ def scales(
     names = [name for name, W in weights.items() if W.ndim == 2]
     alpha = torch.ones_like(weights[names[0]][0, 0].expand(len(names)), memory_format=torch.contiguous_format).requires_grad_()
     optimizer = torch.optim.Adam([alpha], lr=rate)
-    batch, limit = next(batches), float("inf")
-    for t in range(rounds):
+    batch = next(batches)
+    limit = gamma * float(_gradients(loss, _scaled(weights, names, alpha.detach()), batch, first, float("inf"))[1].detach())
+    for _ in range(rounds):
         following = next(batches)
         scaled = _scaled(weights, names, alpha)
         seen, norm = _gradients(loss, scaled, batch, first, limit)
-        size = float(norm.detach())
-        limit = gamma * size if t == 0 else limit
-        objective = norm if size > limit else loss(first.moved(scaled, seen), _half_new(batch, following))
+        objective = norm if float(norm.detach()) > limit else loss(first.moved(scaled, seen), _half_new(batch, following))
         (alpha.grad,) = torch.autograd.grad(objective, alpha)
         optimizer.step()
         with torch.no_grad():
@@ -127,7 +127,7 @@ def apply(model: nn.Module, config: Config, run: runs.Run) -> None:
             return functional_call(model, dict(weights), (), {"input_ids": ids.to(device), "labels": ids.to(device)}).loss
 
         with sdpa_kernel(SDPBackend.MATH):
-            found, losses = scales(loss, weights, iter(batches.next, None), _first_step(model, config))
+            found, losses = scales(loss, weights, (batches.next() for _ in itertools.count()), _first_step(model, config), ROUNDS)
         run.write(FILE, {"scales": found, **losses})
     with torch.no_grad():
         for name, scale in run.read(FILE)["scales"].items():
@@ -148,7 +148,8 @@ def _first_step(model: nn.Module, config: Config) -> FirstStep:
 
 def _scaled(weights: Weights, names: list[str], alpha: Tensor) -> Weights:
     factors = dict(zip(names, alpha, strict=True))
-    return {name: W * factors[name] if name in factors else W.clone().requires_grad_() for name, W in weights.items()}
+    now = {name: W * factors[name] if name in factors else W for name, W in weights.items()}
+    return {name: W if W.requires_grad else W.detach().requires_grad_() for name, W in now.items()}
 
 
 def _gradients(loss: Loss, scaled: Weights, batch: Tensor, first: FirstStep, limit: float) -> tuple[Weights, Tensor]:
@@ -169,7 +170,6 @@ def _half_new(batch: Tensor, following: Tensor) -> Tensor:
 
 
 def _after_step(loss: Loss, scaled: Weights, batches: tuple[Tensor, Tensor], first: FirstStep) -> float:
-    weights = {name: W.detach().requires_grad_() for name, W in scaled.items()}
-    seen, _ = _gradients(loss, weights, batches[0], first, float("inf"))
+    seen, _ = _gradients(loss, scaled, batches[0], first, float("inf"))
     with torch.no_grad():
-        return float(loss(first.moved(weights, seen), batches[1]))
+        return float(loss(first.moved(scaled, seen), batches[1]))
