@@ -22,6 +22,7 @@ QUESTIONS = {
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
+    "advise": "which law, rank and K for your model and text: predicted error, memory and time, the Pareto set, one recommendation",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "completion": "a script that completes questions, presets and flags in bash or zsh",
@@ -47,6 +48,7 @@ lowrank QUESTION --help lists its fields with units and defaults; --json after a
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank memory measure roberta-large
+  lowrank advise --model smollm2 --data my.jsonl --budget-gb 2
   lowrank report runs/validate-* runs/dynamics-*
 
 Exit codes: 0 done, 1 a check did not hold or a run could not go on, 2 wrong input, 130 interrupted."""

@@ -191,8 +191,14 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def faked_steps(config: Config, name: str, device: torch.device) -> Ledger:
     """All steps on fake tensors, in a ledger with the parts PLAIN and, if anything changes, CHANGE."""
-    with faked(), Ledger(limit=config.operations) as ledger:
-        made = side(config, name, device, ledger)
+    return followed(lambda ledger: side(config, name, device, ledger), config.operations)
+
+
+def followed(make: Callable[[Ledger], Stepper | ForwardStepper], operations: int) -> Ledger:
+    """The steps of what ``make`` builds on fake tensors, told when a forward pass is over (``kept``). Raises ``ValueError``
+    after so many ``operations``."""
+    with faked(), Ledger(limit=operations) as ledger:
+        made = make(ledger)
         ledger.owned = lambda: owned(made)
         for p in made.task.model.parameters():
             if p.requires_grad:
@@ -245,12 +251,13 @@ def side(config: Config, name: str, device: torch.device, ledger: Ledger | None 
     if kind is not None:
         return ForwardStepper(kind, task)
     if ledger is not None:
-        task = Task(task.model, lambda loss=task.loss: _kept(loss(), ledger))
+        task = Task(task.model, lambda loss=task.loss: kept(loss(), ledger))
     task.model.train()
     return (FusedStepper if fused else Stepper)(made, device, task)
 
 
-def _kept(loss: Tensor, ledger: Ledger) -> Tensor:
+def kept(loss: Tensor, ledger: Ledger) -> Tensor:
+    """The loss, after a forward pass is over: what lives now waits for the backward pass."""
     ledger.keeps("activations")
     return loss
 

@@ -19,7 +19,7 @@ import pandas as pd
 import tyro
 
 from experiments import runs
-from experiments.pages import figures, finetuning, optimizers, report_training
+from experiments.pages import advice, figures, finetuning, optimizers, report_training
 from experiments.pages.page import details_block, document, every, figure, records, table, verdict
 from experiments.validation import layerwise
 
@@ -70,6 +70,8 @@ def _section(run: runs.Run) -> str:
             title, body = f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":
             title, body = f"Memory and communication: {config['model']}", report_training.memory(rows)
+        case "advise":
+            title, body = f"Advice: {config['model']}", advice.section(rows, config)
         case "optimizers":
             title, body = "Optimizers whose state lives in a frame", optimizers.section(rows)
         case _ if config["model"] == "synthetic":
