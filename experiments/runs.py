@@ -41,10 +41,26 @@ NOT_IDENTITY = (
     "save_model",
 )  # fields that say where and how loudly, not what
 LATER = {  # fields that came later; at these values a run is what it was without them
-    "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
-    "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam",
-    "second_moment": None, "coupled": 0.0, "init": "plain",
-}  # fmt: skip
+    "alpha": None,
+    "variant": "paper",
+    "other_lr": None,
+    "random_from": 0,
+    "layers": None,
+    "search": "grid",
+    "trials": 5,
+    "cost_steps": 0,
+    "data_sha256": "",
+    "fused": False,
+    "recompute": False,
+    "feedback": "ef14",
+    "residual": "bf16",
+    "inner": "adam",
+    "second_moment": None,
+    "coupled": 0.0,
+    "init": "plain",
+    "lift_every": None,
+    "spike_steps": 0,
+}  # fmt: skip; of a comparison that lists one value, that value
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -192,7 +208,9 @@ def plain(config: Any) -> dict[str, Any]:
 def identity(config: Any) -> dict[str, Any]:
     """The fields of a configuration that decide its results, as JSON values."""
     return {
-        name: value for name, value in plain(config).items() if name not in NOT_IDENTITY and not (name in LATER and value == LATER[name])
+        name: value
+        for name, value in plain(config).items()
+        if name not in NOT_IDENTITY and not (name in LATER and value in (LATER[name], [LATER[name]]))
     }
 
 

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from estimators import processes
 from experiments import runs
 from experiments.training import feed
-from experiments.training.methods import METHODS, Full, LowRank
+from experiments.training.methods import METHODS, Full, LowRank, Method
 
 if TYPE_CHECKING:
     from experiments.training.config import Config
@@ -105,13 +105,17 @@ def scales(
     return dict(zip(names, found.tolist(), strict=True)), {"before": before, "after": after, "standard_error": error}
 
 
+def knows(kind: type[Method]) -> bool:
+    """Whether the first step of a method is known here."""
+    return kind is Full or issubclass(kind, LowRank)
+
+
 def apply(model: nn.Module, config: Config, run: runs.Run) -> None:
     """Scale the matrices of a plain model in place, as its run recorded it, or as is found now, and then recorded.
 
     Raises ``WrongInput`` for methods and optimizers whose first step is not known here, and for several processes.
     """
-    kind = METHODS[config.method]
-    if not (kind is Full or issubclass(kind, LowRank)) or config.optimizer == "muon":
+    if not knows(METHODS[config.method]) or config.optimizer == "muon":
         raise runs.WrongInput(
             f"init=gradinit knows the first step of adamw, lowrank and compact under adamw, adamw8bit and sgd; not of method={config.method} "
             f"under optimizer={config.optimizer}"
