@@ -15,6 +15,7 @@ from experiments.publish import RESULTS
 
 FULL = "adamw"  # whom costs and losses are compared with
 COSTED = ("optimizers", "9m-optimizers", "60m-optimizers", "130m-optimizers")  # comparisons that say what contenders cost
+KINDS = ("final", "paired", "trial", "cost", "init", "spike", "spike_paired")
 AXES = {  # of the Pareto figure: column of a merged row → what it is called
     "state MiB": "optimizer state (MiB)",
     "peak MiB": "peak of a step (MiB)",
@@ -26,7 +27,7 @@ def committed(name: str, results: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """The rows of a committed comparison by kind; nothing if it was not run. Peaks of whole runs stay only where an allocator counted them: on a CPU
     they are those of a process that trained others before."""
     folder = results / "compare"
-    kinds = {kind: folder / f"{name}-{kind}.csv" for kind in ("final", "paired", "trial", "cost")}
+    kinds = {kind: folder / f"{name}-{kind}.csv" for kind in KINDS}
     found = {kind: pd.read_csv(file) for kind, file in kinds.items() if file.exists()}
     if found and json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["environment"]["device"].startswith("cpu"):
         found["final"] = found["final"].drop(columns="peak_bytes", errors="ignore")

@@ -18,7 +18,7 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers
+from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers, redraws, stalling
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS
@@ -147,6 +147,9 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "footprints": footprints.markdown,
     },
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
+    | {f"compare {name}": partial(redraws.spikes, name) for name in redraws.SPIKES}
+    | {"compare initial-scale": partial(redraws.initial, "initial-scale"), "compare coupling": partial(comparisons.differences, "coupling")}
+    | {"stalling": stalling.markdown}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},
