@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.pages import comparisons
@@ -24,14 +25,19 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     paired = {name: {row["label"]: row for row in records(kinds[name])} for name in ("paired", "spike_paired")}
     rows = []
     for label, group in kinds["spike"].groupby("label", sort=False):
-        means = {name: float(group[name].mean()) for name in ("spike", "midway")}
-        errors = {f"{name} error": float((group[f"{name}_error"] ** 2).sum() ** 0.5 / len(group)) for name in means}
+        means = {name: float(group[name].to_numpy().mean()) for name in ("spike", "midway")}
+        errors = {f"{name} error": _together(group[f"{name}_error"].to_numpy()) for name in means}
         one = {"label": label, **means, **errors, "redraws": int(group.spikes.sum()), "lr": losses[label]["lr"]}
         one |= {"loss": losses[label]["loss"], "loss error": losses[label]["error"]}
         for name, pair in (("loss", paired["paired"].get(label)), ("spike", paired["spike_paired"].get(label))):
             one |= {f"{name} {key}": math.nan if pair is None else pair[key] for key in ("difference", "low", "high")}
         rows.append(one)
     return rows
+
+
+def _together(errors: np.ndarray) -> float:
+    """Of the mean of independent means, from their standard errors."""
+    return float(np.sqrt((errors**2).sum()) / len(errors))
 
 
 def spikes(name: str, results: Path = RESULTS) -> str:
@@ -78,7 +84,7 @@ def initial(name: str, results: Path = RESULTS) -> str:
         "|---|---|---|---|---|",
     ]
     for label, group in kinds["init"].groupby("label", sort=False):
-        error = float((group.standard_error**2).sum() ** 0.5 / len(group))
+        error = _together(group.standard_error.to_numpy())
         lines.append(
             f"| {label} | {group.smallest.min():.2f} … {group.largest.max():.2f} | {group.before.mean():.4f} | {group.after.mean():.4f} | "
             f"{(group.after - group.before).mean():+.4f} ± {error:.4f} |"
