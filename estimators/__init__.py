@@ -10,6 +10,7 @@ torch.Size([100, 256, 32])
 from estimators.compressed import CompressedLinear, Compression, Keeper, Key, compress
 from estimators.convert import Conversion, convert
 from estimators.coordinate import Coordinate, CoordinateReplacement
+from estimators.coupled import Coupling
 from estimators.error_basis import ErrorBasis, Inputs
 from estimators.gaussian import Gaussian
 from estimators.haar_stiefel import HaarStiefel
@@ -52,6 +53,7 @@ __all__ = [
     "Conversion",
     "Coordinate",
     "CoordinateReplacement",
+    "Coupling",
     "ErrorBasis",
     "Estimate",
     "FixedBasis",

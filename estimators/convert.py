@@ -24,7 +24,7 @@ from estimators import keyed, processes, selection
 from estimators.fitting import Fitting
 from estimators.law import Law
 from estimators.linear import LowRankLinear
-from estimators.transport import POLICIES, Policy, carry
+from estimators.transport import Policy, Second, Transport
 from estimators.writing import Lift, Writer
 
 
@@ -44,7 +44,8 @@ class Conversion:
     ``law``: a name of ``LAWS`` or a law class, ``options``: its other fields; ``rank``: r of every layer, as a fraction
     in (0, 1) of its n, or by layer name;
     ``targets``: None (every ``nn.Linear`` outside the output head), a regular expression searched in the module's name, a list of names or
-    name endings, or a predicate (name, module) → bool; ``state``: what happens to the optimizer's state when V changes (estimators/transport.py);
+    name endings, or a predicate (name, module) → bool; ``state``: what happens to the optimizer's state when V changes, and ``second_moment`` to
+    Adam's N, where that is not as ``state`` says (estimators/transport.py); "first_batch" needs ``attach``;
     ``lift``: how small lifts reach 16-bit weights, by a float32 ``master`` copy, by ``stochastic`` rounding, or to the ``nearest`` (they get lost);
     ``store``: keep V (n×r numbers a layer) or draw it from its key at each use.
 
@@ -69,6 +70,7 @@ class Conversion:
         lift_every: int = 1,
         refresh_every: int = 200,  # K
         state: Policy = "reset",
+        second_moment: Second | None = None,
         lift: Lift = "master",
         store: bool = True,
         keep: int | float = 2.0,
@@ -84,8 +86,7 @@ class Conversion:
             raise ValueError(f"{call}: unknown law, known are {', '.join(LAWS)}")
         if lift_every < 1 or refresh_every < 1 or basis_every < 1:
             raise ValueError(f"{call}: lift_every, refresh_every and basis_every must be at least 1")
-        if state not in POLICIES:
-            raise ValueError(f"{call}: unknown state policy {state!r}, known are {', '.join(POLICIES)}")
+        self.transport = Transport(call, state, second_moment, seed)
         if lift not in get_args(Lift):
             raise ValueError(f"{call}: unknown lift {lift!r}, known are {', '.join(get_args(Lift))}")
         if not 0 <= online <= 1:
@@ -99,7 +100,6 @@ class Conversion:
         if online and not self.law.fitted:
             raise ValueError(f"{call}: online={online} is for laws fitted to the gradient, {self.law.__name__} is not")
         self.lift_every, self.refresh_every, self.basis_every = lift_every, refresh_every, basis_every
-        self.state: Policy = state
         self.writer, self.store = Writer(lift, seed), store
         self.fitting = Fitting(self.law, c, options, keep, online, seed)
         chosen, self.left_alone = selection.choose(model, targets, rank)
@@ -144,6 +144,10 @@ class Conversion:
 
     # the two clocks
 
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call once for the optimizer of the subspace where its state is made from gradients not yet seen: ``second_moment="first_batch"``."""
+        self.transport.attach(optimizer)
+
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer | None = None, *, decay: float = 1.0) -> None:
         """Call once after every ``optimizer.step()``.
@@ -152,8 +156,8 @@ class Conversion:
         V changes under a policy other than ``keep``.
         """
         redraw = (self.steps + 1) % self.refresh_every == 0 or (not self.fitting.known and bool(self.fitting.pending))
-        if redraw and optimizer is None and self.state != "keep":
-            raise ValueError(f"Conversion.step(): the state policy {self.state!r} needs the optimizer")
+        if redraw and optimizer is None and self.transport.needs_optimizer:
+            raise ValueError(f"Conversion.step(): the state policy {self.transport.policy!r} needs the optimizer")
         self.steps += 1
         lift = redraw or self.steps % self.lift_every == 0
         if decay != 1.0:
@@ -185,8 +189,8 @@ class Conversion:
             old = layer.basis()
             self.fitting.advance(name, old)
             self._hold(name, layer)
-            if optimizer is not None and layer.B in optimizer.state:
-                carry(self.state, optimizer.state[layer.B], old, layer.basis())
+            if optimizer is not None:
+                self.transport.carry(name, self.draws, optimizer, layer.B, old, layer.basis())
         sums = [layer.V.double().sum() for layer in self.layers.values() if layer.V is not None]
         if sums and not processes.agree(torch.stack(sums)):
             raise RuntimeError(f"convert: draw {self.draws} differs between processes; they need the same kind of device and of libraries")
@@ -245,6 +249,7 @@ class Conversion:
         return counters | {
             "made_of": self._made_of(),
             "asked": sorted(self._asked),
+            "waiting": sorted(self.transport.waiting),
             "fitting": self.fitting.state_dict(),
             "masters": dict(self.writer.masters),
         }
@@ -265,6 +270,7 @@ class Conversion:
             self._hold(name, layer)
         self._asked = set()
         self._ask(state["asked"])
+        self.transport.waiting = {name: self.layers[name].B for name in state.get("waiting", ())}  # none in older checkpoints
 
     def _made_of(self) -> dict[str, Any]:
         """What V and the masters are a function of, beside counters and known directions."""

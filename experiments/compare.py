@@ -13,6 +13,8 @@ directory holds the losses against tokens and against seconds as ``curves.svg``;
     lowrank compare tiny-rank       r/n; tiny-period: K; tiny-constant: c
     lowrank compare 9m
     lowrank compare optimizers      every optimizer in a frame; 9m-optimizers: the same on 9m
+    lowrank compare second-moment   Adam's second moment when V changes, M forgotten; second-moment-carried: M re-projected
+    lowrank compare initial-scale   GradInit or plain initial weights; coupling: coupled steps of (B, V) and LoRA's (B, A)
     lowrank compare 60m-optimizers  one of each kind, for a GPU; 130m-optimizers
 """
 
@@ -21,16 +23,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
 from estimators import LAWS
-from estimators.transport import Policy
+from estimators.transport import SECONDS, Policy, Second
 from experiments import allowed, pretrain, runs
 from experiments.comparison import costs, grid, outcomes, plan, search
 from experiments.comparison.plan import TUNING_SEED, contenders, trials
 from experiments.pages import figures, figures_training
+from experiments.training.config import Init
 from experiments.training.methods import METHODS
 from experiments.training.options import Optimizer, Precision
 from optimizers import OPTIMIZERS
@@ -60,6 +63,16 @@ class Config:
     """Layers that lisa, owlore and badam train at a time, a number or a share; None: each one's own default."""
     state: Policy = "row_scale"
     """Optimizer state when V changes, as in lowrank pretrain."""
+    second_moment: tuple[Second | None, ...] = (None,)
+    """Adam's second moment when V changes, of the laws; None: by ``state``. Several are compared, as are several init and coupled."""
+    init: tuple[Init, ...] = ("plain",)
+    """Initial weights, of the laws, adamw and compact."""
+    coupled: tuple[float, ...] = (0.0,)
+    """Thresholds of coupled steps, of the laws, lora and relora."""
+    lift_every: int | None = None
+    """Steps between two lifts, of the laws; None: the preset's."""
+    spike_steps: int = 0
+    """s of the spikes of the training loss after a redraw (max of s losses after minus mean of s before), at most a quarter of each K; 0 for none."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     """Peak learning rates to choose from; not with search=climb."""
     search: Literal["grid", "climb"] = "grid"
@@ -131,6 +144,8 @@ class Config:
         unused = [
             name for name in ("lr", "c", "tune_c", "lora_scale") if getattr(self, name) != type(self).__dataclass_fields__[name].default
         ]
+        if not 0 <= self.spike_steps <= min(self.refresh_every) // 4:
+            raise ValueError(f"spike_steps={self.spike_steps} must be between 0 and a quarter of refresh_every={min(self.refresh_every)}")
         if self.search == "climb" and unused:
             raise ValueError(
                 f"search=climb chooses learning rates itself, and c is one of them under Adam; {', '.join(unused)} would have no effect"
@@ -151,6 +166,17 @@ def _large(model: str) -> Config:
         refresh_every=(50,), layers=0.25, cost_steps=20, trials=4, sequences=64, length=256, steps=240, tune_steps=60, evaluations=4,
         precision="bf16", workers=4,
     )  # fmt: skip
+
+
+SHORT = Config(  # small questions on tiny, some minutes of two cores each
+    law=("haar_stiefel",), baselines=(), c=("r/n",), lora_scale=(1.0,), lr=(3e-3, 1e-2), steps=160, tune_steps=40, sequences=8, length=64,
+    eval_tokens=16384, evaluations=2,
+)  # fmt: skip
+
+
+def _redrawn(name: str, state: Policy) -> Config:
+    """Every policy of the second moment beside one of the first."""
+    return replace(SHORT, name=name, state=state, second_moment=SECONDS, spike_steps=5)
 
 
 PRESETS = {
@@ -193,6 +219,12 @@ PRESETS = {
     ),
     "60m-optimizers": _large("60m"),
     "130m-optimizers": _large("130m"),
+    "second-moment": _redrawn("second-moment", "reset"),
+    "second-moment-carried": _redrawn("second-moment-carried", "reproject_first"),
+    "initial-scale": replace(SHORT, name="initial-scale", baselines=("adamw",), init=get_args(Init)),
+    "coupling": replace(
+        SHORT, name="coupling", baselines=("lora",), coupled=(0.0, 0.5), lift_every=20, lr=(1e-3, *SHORT.lr), lora_scale=(4.0,)
+    ),
     "smoke": Config(
         law=("haar_stiefel",), baselines=("adamw", "lora"), lr=(5e-3,), c=(1.0,), lora_scale=(1.0,), seed=(0, 1), steps=4, tune_steps=2
     ),
@@ -215,14 +247,19 @@ def main(config: Config) -> runs.Run:
     chosen = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
     compared = {one: [plan.compared(config, trial, seed) for seed in config.seed] for one, trial in chosen.items()}
     train([cell for some in compared.values() for cell in some], "compare")
-    finals = [outcomes.final(one, cell) for one, some in compared.items() for cell in some]
-    points = outcomes.curves(compared)
+    each = [(one, cell) for one, some in compared.items() for cell in some]
+    finals, points, references = [outcomes.final(*pair) for pair in each], outcomes.curves(compared), outcomes.references(list(tuning))
     run.log(
         *(row for mine in rows.values() for row in mine),
         *finals,
-        *outcomes.paired(finals, outcomes.references(list(tuning))),
+        *outcomes.paired(finals, references),
         *points,
+        *(row for pair in each if (row := outcomes.initial(*pair))),
     )
+    if config.spike_steps:
+        spiked = [row for pair in each if (row := outcomes.spiked(*pair, config.spike_steps))]
+        among = {label: [other for other in some if other in {row["label"] for row in spiked}] for label, some in references.items()}
+        run.log(*spiked, *(row | {"kind": "spike_paired"} for row in outcomes.paired(spiked, among, of="spike")))
     spent = costs.measured(chosen, runs.device(config.device), config.cost_steps, config.quiet) if config.cost_steps else []
     run.log(*spent)
     (run.path / "curves.svg").write_text(figures.svg(figures_training.curves(pd.DataFrame(points))), encoding="utf-8")

@@ -23,7 +23,7 @@ KEPT = {  # question → kinds of rows worth committing
     "validate": ("law", "ipa", "lr", "layer", "gradient", "model", "order"),
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
-    "compare": ("trial", "final", "paired", "curve", "cost"),
+    "compare": ("trial", "final", "paired", "curve", "cost", "init", "spike", "spike_paired"),
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
     "lens": ("direction", "kept", "estimator", "layer"),

@@ -31,9 +31,26 @@ NOT_IDENTITY = (  # fields that say where and how loudly, not what
     "tensorboard",
 )  # fmt: skip
 LATER = {  # fields that came later; at these values a run is what it was without them
-    "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
-    "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam",
-}  # fmt: skip
+    "alpha": None,
+    "variant": "paper",
+    "other_lr": None,
+    "random_from": 0,
+    "layers": None,
+    "search": "grid",
+    "trials": 5,
+    "cost_steps": 0,
+    "data_sha256": "",
+    "fused": False,
+    "recompute": False,
+    "feedback": "ef14",
+    "residual": "bf16",
+    "inner": "adam",
+    "second_moment": None,
+    "coupled": 0.0,
+    "init": "plain",
+    "lift_every": None,
+    "spike_steps": 0,
+}  # fmt: skip; of a comparison that lists one value, that value
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -140,7 +157,7 @@ def start(question: str, label: str, config: Any) -> Run:
 def discard_empty(run: Run) -> None:
     """Remove the directory of a run that never began: nothing but its configuration, environment and an empty record."""
     names = {path.name for path in run.path.iterdir()} if run.recording else set()
-    if run.recording and not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl"}:
+    if run.recording and not run.rows() and names <= {"config.json", "env.json", "metrics.jsonl", "init.json"}:
         shutil.rmtree(run.path)
 
 
@@ -188,7 +205,9 @@ def plain(config: Any) -> dict[str, Any]:
 def identity(config: Any) -> dict[str, Any]:
     """The fields of a configuration that decide its results, as JSON values."""
     return {
-        name: value for name, value in plain(config).items() if name not in NOT_IDENTITY and not (name in LATER and value == LATER[name])
+        name: value
+        for name, value in plain(config).items()
+        if name not in NOT_IDENTITY and not (name in LATER and value in (LATER[name], [LATER[name]]))
     }
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from estimators.transport import SECONDS
+
 SIDES = ("smaller", "larger", "left", "right")
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "states": ("float", "8bit"),
     "rounding": ("nearest", "stochastic"),
     "side": SIDES,
+    "second_moment": (None, *SECONDS),
     "variant": ("paper",),
 }
 FINITE = ("threshold",)
@@ -44,7 +47,7 @@ def check(call: str, group: dict[str, Any], choices: Mapping[str, tuple[str, ...
     does not ask for matrices."""
     for name, known in (CHOICES | dict(choices)).items():
         if group.get(name, known[0]) not in known:
-            raise ValueError(f"{call}({name}={group[name]!r}): unknown, known are {', '.join(known)}")
+            raise ValueError(f"{call}({name}={group[name]!r}): unknown, known are {', '.join(map(str, known))}")
     for name in ("lr", "eps", "weight_decay"):
         if not 0 <= group[name] < math.inf:
             raise ValueError(f"{call}({name}={group[name]}): must be finite and not negative")

@@ -29,7 +29,7 @@ from optimizers.groups import Named, check, load_exactly
 from optimizers.inner import Adafactor, Adam, Inner, Rate, State, rms
 from optimizers.outputs import DROP, LIFT, Change, Complement, Context, Lift
 from optimizers.storage import FLOAT, EightBit, Storage
-from optimizers.transports import KEEP, Transport
+from optimizers.transports import KEEP, Transport, refuse, renewing
 
 Side = Literal["smaller", "larger", "left", "right"]
 Watcher = Callable[[tuple[str, ...], Context], None]
@@ -43,6 +43,7 @@ COMMON: dict[str, Any] = {
     "smallest_8bit": 4096,
     "rounding": "nearest",
     "foreach": None,
+    "second_moment": None,
     "clock": 0,  # calls of step()
 }
 
@@ -77,7 +78,7 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
 
     Common options, all of a group: ``lr``, ``betas``, ``eps``, ``weight_decay`` (decoupled), ``states`` ("float" or "8bit"; moments of fewer than
     ``smallest_8bit`` numbers stay float), ``rounding`` of 16-bit weights ("nearest", or "stochastic", which is right in expectation), ``foreach``
-    (equal shapes as one batch; None: on GPUs). ``seed`` of all draws. ``inject``: see the attribute.
+    (equal shapes as one batch; None: on GPUs), ``second_moment`` (transports.py; None: the method's). ``seed`` of all draws. ``inject``: see there.
 
     ``step`` raises ``ValueError`` for gradients that are not finite, or whose squares are not, before it changes anything, and ``TypeError`` for
     sparse or sharded ones.
@@ -133,7 +134,8 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
         try:
             check(type(self).__name__, self.param_groups[-1], self.choices, self.any_shape)
             if self.param_groups[-1]["rank"] is not None:
-                inner = self.rule(self.param_groups[-1]).inner
+                inner = (rule := self.rule(self.param_groups[-1])).inner
+                refuse(type(self).__name__, self.param_groups[-1]["second_moment"], inner, rule.basis.frame, rule.precondition is not None)
                 if self.param_groups[-1]["states"] == "8bit" and not isinstance(inner.storage, EightBit):
                     raise ValueError(f"{type(self).__name__}(states='8bit'): what this method keeps is not kept in 8 bits")
         except ValueError:
@@ -220,7 +222,7 @@ class Subspace(Named, torch.optim.Optimizer, abc.ABC):
         if due:
             frame = self._choose(group, rule, bucket, G, state, old, history)
             if old is not None and state["step"]:
-                memo = rule.transport.carry(inner, state, old, frame)
+                memo = renewing(rule.transport, group, bucket.names, G).carry(inner, state, old, frame)
                 if history is not None and rule.complement.needs_history:
                     lost = history - frame.lift(inner.moment(state, name), G)
             state |= frame.tensors()

@@ -10,17 +10,23 @@
 ``Rotate``          M ← MR, N ← |NR|: exact where R moves columns and changes none (DCT-AdamW).
 ``Roots``           M ← MR, N ← (√N·R)² (COAP's option).
 ``ReprojectOnce``   M ← sketch_new(lift_old(M)) for one step, whose result is not kept: GoLore's published code.
+``SecondMoment``    M as under another of these, N by a policy of its own, named as in estimators/transport.py: ``zero``, ``keep``, ``reproject``,
+                    ``row_scale``, ``random``, ``first_batch`` (the squared sketch of the gradient at which the frame changes).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from estimators import keyed
+from estimators.transport import Second
 from optimizers.frames import Frame
 from optimizers.inner import Adam, Inner, State
+from optimizers.storage import FLOAT
 
 
 class Transport:
@@ -108,3 +114,63 @@ class ReprojectOnce(Transport):
     def settle(self, inner: Inner, state: State, memo: Tensor | None) -> None:
         if memo is not None:
             inner.write(state, str(inner.first), memo)
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment(Transport):
+    """For Adam. ``base``: what becomes of M; ``G``: the gradient at which the frame changes, oriented; ``names`` and ``seed``: of the random draws.
+
+    Where ``base`` forgets everything and N is not zero, M is zero and the step count goes on.
+    """
+
+    base: Transport
+    policy: Second
+    names: tuple[str, ...]
+    seed: int
+    G: Tensor
+
+    def carry(self, inner: Inner, state: State, old: Frame, new: Frame) -> Any:
+        before = {"step": state["step"]} | {str(name): inner.moment(state, name) for name in (inner.first, inner.second)}
+        M, N = (before[str(name)] for name in (inner.first, inner.second))
+        memo = self.base.carry(inner, state, old, new)
+        if not state["step"]:
+            if self.policy == "zero":
+                return memo
+            state["step"] = before["step"]
+            inner.write(state, str(inner.first), torch.zeros_like(M))
+        inner.write(state, str(inner.second), self._renewed(inner, before, N, old, new, state["draws"]))
+        return memo
+
+    def _renewed(self, inner: Inner, before: State, N: Tensor, old: Frame, new: Frame, draw: int) -> Tensor:
+        rows = N.mean(-1, keepdim=True)
+        match self.policy:
+            case "zero":
+                return torch.zeros_like(N)
+            case "keep":
+                return N
+            case "reproject":
+                plain = replace(inner, storage=FLOAT)  # of a copy, which is not kept in 8 bits
+                ReprojectBoth().carry(plain, before, old, new)
+                return before[str(inner.second)]
+            case "row_scale":
+                return rows.expand_as(N).contiguous()
+            case "random":
+                generators = [keyed.generator(self.seed, f"{name}.second_moment", draw, N.device) for name in self.names]
+                z = torch.stack([torch.randn(N.shape[-2:], generator=g, dtype=N.dtype, device=N.device) for g in generators])
+                return rows * z.view(N.shape).square()
+            case "first_batch":
+                return new.sketch(self.G).to(N.dtype).square()
+
+
+def renewing(base: Transport, group: dict[str, Any], names: tuple[str, ...], G: Tensor) -> Transport:
+    """``base``, or with a policy of its own for N where the group has one; ``base`` goes on to ``settle``."""
+    policy = group.get("second_moment")  # groups of older checkpoints have none
+    return base if policy is None else SecondMoment(base, policy, names, group["seed"], G)
+
+
+def refuse(call: str, policy: Second | None, inner: Inner, frame: type[Frame], preconditioned: bool) -> None:
+    """Raises ``ValueError`` for a policy of N where there is no N that is Adam's of the sketched gradient, or none that the frame can re-project."""
+    if policy is not None and (not isinstance(inner, Adam) or preconditioned):
+        raise ValueError(f"{call}(second_moment={policy!r}): the method has no Adam whose second moment this could be")
+    if policy == "reproject" and frame.change is Frame.change:
+        raise ValueError(f"{call}(second_moment={policy!r}): nothing can be re-projected in its frame, {frame.__name__}")

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from estimators.transport import Second
 from experiments import pretrain
-from experiments.comparison import search
+from experiments.comparison import search, spikes
+from experiments.training import gradinit
+from experiments.training.config import Init
 from experiments.training.methods import METHODS
 
+GIVEN = {"second_moment": None, "init": "plain", "coupled": 0.0}  # what a contender can have beside its method's choices, and none of it
 TAIL = 0.2  # share of the steps whose training loss decides the tuning
 
 
@@ -26,11 +30,19 @@ class Contender:
     rank: float | None
     refresh_every: int | None
     c: float | None
+    second_moment: Second | None = None
+    init: Init = "plain"
+    coupled: float = 0.0
 
     @property
     def levels(self) -> tuple[Any, ...]:
         """Where it stands on each axis of the grid."""
-        return (self.law or self.method, self.rank, self.refresh_every, self.c)
+        return (self.law or self.method, self.rank, self.refresh_every, self.c, self.second_moment, self.init, self.coupled)
+
+    @property
+    def base(self) -> tuple[Any, ...]:
+        """The same without what a method can be given beside its own choices."""
+        return self.levels[:4]
 
 
 def tuned(one: Contender, trials: Sequence[pretrain.Config]) -> list[dict[str, Any]]:
@@ -69,12 +81,34 @@ def final(one: Contender, cell: pretrain.Config) -> dict[str, Any]:
 def _names(one: Contender, cell: pretrain.Config) -> dict[str, Any]:
     needs = METHODS[one.method].needs
     knobs = {name: getattr(cell, name) if name in needs else None for name in ("rank", "refresh_every", "c", "lora_scale")}
-    return {"label": one.label, "method": one.method, "law": one.law, "lr": cell.lr, **knobs}
+    given = {name: getattr(one, name) for name, plain in GIVEN.items() if getattr(one, name) != plain}
+    return {"label": one.label, "method": one.method, "law": one.law, "lr": cell.lr, **knobs, **given}
+
+
+def spiked(one: Contender, cell: pretrain.Config, window: int) -> dict[str, Any] | None:
+    """What the redraws of one compared run did to its training loss (spikes.py); None for a method without; infinite if the run diverged."""
+    if one.refresh_every is None:
+        return None
+    run = pretrain.opened(cell)
+    losses = [row["loss"] if row["kind"] == "train" else float("inf") for row in run.rows() if row["kind"] in ("train", "skip")]
+    losses += [float("inf")] * (cell.steps - len(losses))
+    return {"kind": "spike", **_names(one, cell), "seed": cell.seed, **spikes.measured(losses, one.refresh_every, window)}
+
+
+def initial(one: Contender, cell: pretrain.Config) -> dict[str, Any] | None:
+    """What GradInit found for one compared run: range of the scales, loss after a virtual step before and after; None where it was not asked."""
+    run = pretrain.opened(cell)
+    if cell.init == "plain" or not (run.path / gradinit.FILE).exists():
+        return None
+    found = run.read(gradinit.FILE)
+    scales = found.pop("scales").values()
+    return {"kind": "init", **_names(one, cell), "seed": cell.seed, "smallest": min(scales), "largest": max(scales), **found}
 
 
 def references(everyone: Sequence[Contender]) -> dict[str, list[str]]:
     """With whom each contender is paired, by labels: full AdamW, and those who differ from it on one axis of the grid only, where they
-    have the reference value: Haar–Stiefel among the laws, the first listed r, K and c. Other baselines: with Haar–Stiefel at all these."""
+    have the reference value: Haar–Stiefel among the laws, the first listed r, K, c, and what is given beside. Other baselines: with Haar–Stiefel at
+    all these; and with themselves, given the first listed."""
     laws = [one for one in everyone if one.law is not None]
     standard = ("haar_stiefel", *laws[0].levels[1:]) if laws else ()
 
@@ -83,9 +117,11 @@ def references(everyone: Sequence[Contender]) -> dict[str, list[str]]:
         return other.law is not None and len(differing) == 1 and other.levels[differing[0]] == standard[differing[0]]
 
     def against(one: Contender) -> list[str]:
-        baseline = [other for other in everyone if other.method == "adamw" != one.method]
+        baseline = [other for other in everyone if other.method == "adamw" != one.method][:1]
         if one.law is None:
+            first = next(other for other in everyone if other.base == one.base)
             neighbours = [other for other in everyone if other.levels == standard and one.method != "adamw"]
+            neighbours += [first] if first != one else []
         else:
             neighbours = [other for other in everyone if beside(one, other)]
         return [other.label for other in (*baseline, *neighbours)]

@@ -10,29 +10,48 @@ import numpy as np
 
 from experiments import pretrain
 from experiments.comparison import search
-from experiments.comparison.outcomes import Contender
-from experiments.training.methods import METHODS
+from experiments.comparison.outcomes import GIVEN, Contender
+from experiments.training import gradinit
+from experiments.training.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from experiments.compare import Config
 
+SAID = {"second_moment": "{}", "init": "{}", "coupled": "α={:g}"}  # in a label, where there are several
 TUNING_SEED = 1000  # none of the seeds that are compared
 
 
 def contenders(config: Config) -> list[Contender]:
     """Laws first, then baselines; full AdamW has neither rank nor K."""
     found: dict[Contender, None] = {}
+
+    def add(base: Contender) -> None:
+        for given in product(*(getattr(config, name) if _takes(base.method, name) else (plain,) for name, plain in GIVEN.items())):
+            more = dict(zip(GIVEN, given, strict=True))
+            told = [
+                SAID[name].format(value) for name, value in more.items() if len(getattr(config, name)) > 1 and _takes(base.method, name)
+            ]
+            found[replace(base, label=" ".join([base.label, *told]), **more)] = None
+
     several = {name for name in ("rank", "refresh_every", "c") if len(getattr(config, name)) > 1} - ({"c"} if config.tune_c else set())
     for law, rank, period, c in product(config.law, config.rank, config.refresh_every, (None,) if config.tune_c else config.c):
         label = law + (f" r={rank:g}" if "rank" in several else "") + (f" K={period}" if "refresh_every" in several else "")
         label += f" c={c}" if "c" in several else ""
-        found[Contender(label, "lowrank", law, whole(rank), period, rank if c == "r/n" else c)] = None
+        add(Contender(label, "lowrank", law, whole(rank), period, rank if c == "r/n" else c))
     for method, rank in product(config.baselines, config.rank):
         needs = METHODS[method].needs
         label = method + (f" r={rank:g}" if "rank" in several and "rank" in needs else "")
         period = {"relora": config.merge_every}.get(method, config.refresh_every[0]) if "refresh_every" in needs else None
-        found[Contender(label, method, None, whole(rank) if "rank" in needs else None, period, None)] = None
+        add(Contender(label, method, None, whole(rank) if "rank" in needs else None, period, None))
     return list(found)
+
+
+def _takes(method: str, given: str) -> bool:
+    """Whether a method can be given this."""
+    kind = METHODS[method]
+    if given == "second_moment":
+        return given in kind.needs
+    return gradinit.knows(kind) if given == "init" else kind.pairs is not Method.pairs
 
 
 def whole(rank: float) -> float:
@@ -46,6 +65,7 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         pretrain.PRESETS[config.model],
         method=contender.method,
         **{name: value for name in ("law", "rank", "refresh_every", "c") if (value := getattr(contender, name)) is not None},
+        **{name: getattr(contender, name) for name in GIVEN},
         state=config.state,
         steps=config.tune_steps,
         sequences=config.sequences,
@@ -65,6 +85,8 @@ def trials(config: Config, contender: Contender) -> list[pretrain.Config]:
         quiet=True,
         runs_dir=config.runs_dir / "cells",
     )
+    if config.lift_every is not None:
+        base = replace(base, lift_every=config.lift_every)
     if "layers" in METHODS[contender.method].needs:
         base = replace(base, layers=config.layers)
     if config.search == "climb":

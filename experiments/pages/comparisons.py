@@ -15,6 +15,7 @@ from experiments.publish import RESULTS, committed_kinds
 
 FULL = "adamw"  # whom costs and losses are compared with
 COSTED = ("optimizers", "9m-optimizers", "60m-optimizers", "130m-optimizers")  # comparisons that say what contenders cost
+KINDS = ("final", "paired", "trial", "cost", "init", "spike", "spike_paired")
 AXES = {  # of the Pareto figure: column of a merged row → what it is called
     "state MiB": "optimizer state (MiB)",
     "peak MiB": "peak of a step (MiB)",
@@ -25,7 +26,7 @@ AXES = {  # of the Pareto figure: column of a merged row → what it is called
 def committed(name: str, results: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """The rows of a committed comparison by kind; nothing if it was not run. Peaks of whole runs stay only where an allocator counted them: on a CPU
     they are those of a process that trained others before."""
-    found = committed_kinds(f"compare/{name}", ("final", "paired", "trial", "cost"), results)
+    found = committed_kinds(f"compare/{name}", KINDS, results)
     if found and json.loads((results / "compare" / f"{name}.json").read_text(encoding="utf-8"))["environment"]["device"].startswith("cpu"):
         found["final"] = found["final"].drop(columns="peak_bytes", errors="ignore")
     return found

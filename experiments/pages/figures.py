@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from estimators.transport import SECONDS
 from experiments.validation.travelling import HOOKS
 from optimizers import OPTIMIZERS
 
@@ -34,6 +35,13 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
 DASHES = ("-", "--", ":", "-.")  # of variants, in their order
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
 TAKE_TURNS = (*OPTIMIZERS, *HOOKS)  # at the colours and markers of the laws
+VARIANTS = {  # last words of labels: colour (None: of the law or method) and marker
+    **dict(zip(SECONDS, zip(("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#CC79A7", "#009E73"), "ov^sDP", strict=True), strict=True)),
+    "plain": (None, "o"),
+    "gradinit": (None, "^"),
+    "α=0": (None, "o"),
+    "α=0.5": (None, "^"),
+}
 FEEDBACK = {  # two of them often coincide
     "none": {"color": "#7F7F7F", "linestyle": ":", "linewidth": 1.6},
     "ef14": {"color": "#0072B2", "linestyle": "-", "linewidth": 3.2},
@@ -59,7 +67,10 @@ def style() -> None:
 
 
 def colour(law: str) -> str:
-    """Of a law or of a variant whose label starts with its name; the optimizers in a frame and the hooks take turns."""
+    """Of a law or of a variant whose label starts with its name, or ends with one of ``VARIANTS``; the optimizers in a frame and the hooks
+    take turns."""
+    if own := VARIANTS.get(law.split(" ")[-1], (None,))[0]:
+        return own
     name = law.split(" ")[0]
     if name in PALETTE:
         return PALETTE[name]
@@ -67,7 +78,10 @@ def colour(law: str) -> str:
 
 
 def marker(law: str) -> str:
-    """Of a law; variants share an open square; others take turns. No two, nor one and a law, have colour and marker in common."""
+    """Of a law or of ``VARIANTS``; other variants share a square; others take turns. No two, nor one and a law, have colour and marker in
+    common."""
+    if law.split(" ")[-1] in VARIANTS:
+        return VARIANTS[law.split(" ")[-1]][1]
     if law in TAKE_TURNS and law not in MARKERS:
         rounds, place = divmod(TAKE_TURNS.index(law), len(PALETTE))
         return list(MARKERS.values())[(place + rounds + 1) % len(MARKERS)]  # a law has the marker of its own place

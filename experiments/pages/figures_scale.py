@@ -1,7 +1,8 @@
 """The figures of the committed comparisons: held-out loss against r/n, against K, for both c, and beside the baselines; and against what it costs.
 
 ``python -m experiments.pages.figures_scale`` draws experiments/results/compare/scale.svg, and NAME-pareto.svg of those that say what contenders
-cost, from the CSV files beside them; a test fails when they disagree. A panel whose comparison is not committed says "not yet run".
+cost, second-moment.svg and coupling.svg, from the CSV files beside them; a test fails when they disagree. A panel whose comparison is not committed
+says "not yet run".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages import comparisons, figures_training, finetuning, lens
+from experiments.pages import comparisons, figures_training, finetuning, lens, redraws, stalling
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS, committed_kinds
 
@@ -45,6 +46,13 @@ def pareto(name: str, results: Path = RESULTS) -> Figure | None:
     found = comparisons.merged(kinds)
     axes = {cost: said for cost, said in comparisons.AXES.items() if all(math.isfinite(row[cost]) for row in found)}
     return figures_training.pareto(found, {cost: comparisons.front(found, cost) for cost in axes}, axes)
+
+
+def second_moment(results: Path = RESULTS) -> Figure | None:
+    """Spikes and losses under each policy of the second moment, of the comparisons that are committed; None if none is."""
+    found = {name: comparisons.committed(name, results) for name in redraws.SPIKES}
+    panels = {name: redraws.merged(kinds) for name, kinds in found.items() if kinds}
+    return figures_training.spikes(panels) if panels else None
 
 
 def _finals(results: Path, name: str) -> pd.DataFrame | None:
@@ -101,5 +109,8 @@ if __name__ == "__main__":
         RESULTS / "finetune" / f"{name}.svg": figure for name in finetuning.COMMITTED if (figure := finetuning.figure_of(name)) is not None
     }
     drawn |= {RESULTS / "lens" / f"{name}.svg": figure for name in lens.COMMITTED if (figure := lens.figure_of(name)) is not None}
+    drawn |= {folder / "coupling.svg": stalling.figure()}
+    if (figure := second_moment()) is not None:
+        drawn[folder / redraws.FIGURE] = figure
     for file, figure in drawn.items():
         file.write_text(svg(figure) + "\n", encoding="utf-8")

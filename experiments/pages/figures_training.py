@@ -45,6 +45,29 @@ def differences(rows: pd.DataFrame, reference: str) -> Figure:
     return figure
 
 
+def spikes(panels: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Rows of ``redraws.merged`` by title: spikes after redraws (filled), the same midway (open), and held-out losses; ±1 standard error."""
+    style()
+    figure, axes = plt.subplots(2, len(panels), figsize=(4.6 * len(panels), 5.6), squeeze=False, sharex="col")
+    for (top, bottom), (title, rows) in zip(axes.T, panels.items(), strict=True):
+        for place, row in enumerate(rows):
+            label = str(row["label"])
+            look: Any = {"fmt": marker(label), "color": colour(label), "capsize": 3}
+            top.errorbar([place - 0.12], [row["spike"]], [row["spike error"]], markersize=6, **look)
+            top.errorbar([place + 0.12], [row["midway"]], [row["midway error"]], markersize=5, markerfacecolor="white", **look)
+            bottom.errorbar([place], [row["loss"]], [row["loss error"]], markersize=6, **look)
+        top.axhline(0, color="#000000", linewidth=0.8)
+        for ax, rows_of in ((top, "spike"), (bottom, "loss")):
+            values = [row[rows_of] for row in rows]
+            if max(values) > 10 * abs(np.median(values)):  # some contender leaves the others' scale
+                ax.set_yscale("symlog", linthresh=max(1.0, 2 * abs(float(np.median(values)))))
+        top.set(title=title, ylabel="spike (nats/token)")
+        bottom.set(ylabel="held-out loss (nats/token)")
+        bottom.set_xticks(range(len(rows)), [str(row["label"]).split(" ")[-1] for row in rows], rotation=40, ha="right")
+    figure.tight_layout()
+    return figure
+
+
 def run(train: pd.DataFrame, held_out: pd.DataFrame, law: str) -> Figure:
     """Training and held-out loss of one run."""
     style()

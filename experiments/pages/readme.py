@@ -18,7 +18,20 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, lens, optimizers, references, reproduce
+from experiments.pages import (
+    benches,
+    comparisons,
+    finetuning,
+    footprints,
+    guides,
+    kernels,
+    lens,
+    optimizers,
+    redraws,
+    references,
+    reproduce,
+    stalling,
+)
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS, committed
@@ -150,6 +163,9 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     GUIDES / "glossary.md": {"law names": guides.laws},
     GUIDES / "references.md": {"references": references.markdown},
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
+    | {f"compare {name}": partial(redraws.spikes, name) for name in redraws.SPIKES}
+    | {"compare initial-scale": partial(redraws.initial, "initial-scale"), "compare coupling": partial(comparisons.differences, "coupling")}
+    | {"stalling": stalling.markdown}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {f"lens {name}": partial(lens.markdown, name) for name in lens.COMMITTED}

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import runs
-from experiments.pages import comparisons, figures_bench, figures_training, footprints, summary
+from experiments.pages import comparisons, figures_bench, figures_training, footprints, redraws, stalling, summary
 from experiments.pages.page import details_block, factored, figure, records, table, verdict
 from theory.memory import CATEGORIES
 
@@ -104,6 +104,20 @@ def compare(run: runs.Run, rows: list[dict[str, Any]]) -> str:
             caption = "Student intervals over seeds; one that contains 0 shows no difference at this number of seeds."
             text += figure(lambda reference=reference: figures_training.differences(kinds["paired"], str(reference)), caption)
         text += details_block("Paired differences", table(records(kinds["paired"].drop(columns="kind"))))
+    if "spike" in kinds:
+        told = redraws.merged(kinds)
+        text += "<h3>Spikes after redraws</h3>" + figure(
+            lambda: figures_training.spikes({f"state={run.config['state']}": told}),
+            f"Largest training loss of the {run.config['spike_steps']} steps after a redraw minus the mean of as many before (filled), the same "
+            "half a period later (open). Bars: ±1 standard error over redraws, of losses over seeds.",
+        )
+        text += table(told)
+    if "init" in kinds:
+        text += "<h3>Virtual steps</h3>" + table(records(kinds["init"].drop(columns="kind")))
+    if len(run.config.get("coupled", ())) > 1:
+        text += "<h3>Where a coupled step matters</h3>" + figure(
+            stalling.figure, "Exact iterates of a sparse code with one component; dotted: bounds for the code's death and its revival."
+        )
     return text + details_block("Tuning", table(records(trial.drop(columns="kind"))))
 
 

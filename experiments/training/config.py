@@ -11,6 +11,7 @@ from experiments.training import models
 from experiments.training.methods import METHODS
 from experiments.training.options import Options
 
+Init = Literal["plain", "gradinit"]
 Shard = Literal["ddp", "fsdp"]
 
 
@@ -22,6 +23,8 @@ class Config(Options):
     """Preset: tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
     length: int = 128
     """Tokens a sequence."""
+    init: Init = "plain"
+    """Initial weights: plain, or gradinit (a scale for every matrix, chosen by virtual first steps; adamw, lowrank, compact)."""
     accumulate: int = 1
     """Micro-batches a step."""
     checkpoint_activations: bool = False
@@ -48,7 +51,7 @@ class Config(Options):
     """Under torchrun: ddp (every process holds the model) or fsdp (weights, gradients and optimizer states in parts)."""
 
     def __post_init__(self) -> None:
-        for name, known in (("model", models.PRESETS), ("method", METHODS), ("shard", get_args(Shard))):
+        for name, known in (("model", models.PRESETS), ("method", METHODS), ("init", get_args(Init)), ("shard", get_args(Shard))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         super().__post_init__()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from estimators import LAWS
-from estimators.transport import Policy
+from estimators.transport import Policy, Second
 from estimators.writing import Lift
 from experiments import allowed
 from optimizers import OPTIMIZERS
@@ -40,6 +40,11 @@ class Options:
     """Steps between two lifts W ← W + BVᵀ."""
     state: Policy = "reset"
     """Optimizer state when V changes: reset, keep, reproject_first, reproject_both, row_scale."""
+    second_moment: Second | None = None
+    """Adam's second moment when V (the frame) changes: zero, keep, reproject, row_scale, random, first_batch; by ``state`` (the method) if none."""
+    coupled: float = 0.0
+    """lowrank, lora, relora: a step does not shrink a factor's column below this share of its partner's norm; 0 for none. At --lift-every 1
+    it does nothing for lowrank, whose B is zero before every step."""
     lift: Lift = "master"
     """How lifts reach 16-bit weights: master (float32 copy), stochastic (rounding), nearest (small lifts are lost)."""
     store: bool = True
@@ -117,7 +122,9 @@ class Options:
         for name in ("alpha", "other_lr", "layers"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        allowed.at_least(self, 0, "weight_decay", "clip", "checkpoint_every", "max_skipped")
+        if self.coupled == float("inf"):
+            raise ValueError("coupled must be finite, got inf")
+        allowed.at_least(self, 0, "coupled", "weight_decay", "clip", "checkpoint_every", "max_skipped")
         for name, known in RULES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")

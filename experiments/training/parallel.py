@@ -76,6 +76,8 @@ def check(config: Config, size: int) -> None:
         )
     if config.optimizer == "adamw8bit":
         raise WrongInput("the states of adamw8bit cannot be sharded by rows; use --optimizer adamw, or --shard ddp")
+    if config.coupled:
+        raise WrongInput("coupled compares whole columns, which no process has under fsdp; use --coupled 0, or --shard ddp")
     if config.online:
         raise WrongInput("online learning sees whole sketches, which no process has under fsdp; use --online 0, or --shard ddp")
 

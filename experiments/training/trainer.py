@@ -13,7 +13,7 @@ from torch import Tensor
 
 from estimators import processes
 from experiments import runs
-from experiments.training import checkpoint, cost, feed, models, parallel, updates
+from experiments.training import checkpoint, cost, feed, gradinit, models, parallel, updates
 from experiments.training.advance import Advance
 from experiments.training.live import Live
 from experiments.training.methods import METHODS
@@ -49,6 +49,8 @@ class Trainer:
         self.batches, self.held_out, self.data = feed.open_data(config)
         model = models.build(config.model, config.seed)
         model.to(self.device)  # pyright: ignore[reportArgumentType]
+        if config.init == "gradinit":
+            gradinit.apply(model, config, run)
         if config.precision == "bf16_weights":
             models.in_bfloat16(model)
         if config.checkpoint_activations:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 def optimizers(config: Options, method: Method) -> list[torch.optim.Optimizer]:
     """The optimizer of the method's matrices first; under Muon the other parameters have an AdamW of their own."""
+    made = _made(config, method)
+    method.attach(made[0])
+    return made
+
+
+def _made(config: Options, method: Method) -> list[torch.optim.Optimizer]:
     if isinstance(method, Projected):
         return [method.updates(config)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}

@@ -1,4 +1,4 @@
-"""The five state policies: by their formulas, at V′ = V, inside one subspace, and with real optimizers in a short run."""
+"""The state policies, and those of the second moment alone: by their formulas, at V′ = V, inside one subspace, and with real optimizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators import Coordinate, HaarStiefel, convert
-from estimators.transport import POLICIES, Policy, carry, change_of_basis
+from estimators.transport import POLICIES, SECONDS, Policy, Second, carry, change_of_basis, fill
+from tests.monte_carlo import assert_mean
 
 M_, N_, R_ = 5, 12, 4
 
@@ -142,6 +143,92 @@ def test_an_unknown_policy_is_named(generator: torch.Generator) -> None:
         carry("forget", {}, *bases(generator))  # pyright: ignore[reportArgumentType]
 
 
+# The second moment alone
+
+
+def renewed(policy: Policy, second: Second | None, old: dict[str, Any], V: Tensor, new: Tensor, seed: int = 1) -> dict[str, Any]:
+    copy = {key: value.clone() for key, value in old.items()}
+    carry(policy, copy, V, new, second, torch.Generator().manual_seed(seed))
+    return copy
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_policy_of_the_second_moment_is_its_formula(policy: Policy, generator: torch.Generator) -> None:
+    """Whatever happens to the first; and that is what it is without."""
+    V, new = bases(generator)
+    old = state(generator)
+    M, N, R = old["exp_avg"], old["exp_avg_sq"], change_of_basis(V, new)
+    rows = N.mean(1, keepdim=True)
+    z = torch.randn(M_, R_, generator=torch.Generator().manual_seed(1))
+    expected = {
+        "zero": 0 * N,
+        "keep": N,
+        "reproject": carried("reproject_both", old, V, new)["exp_avg_sq"],
+        "row_scale": rows.expand_as(N),
+        "random": rows * z.square(),
+        "first_batch": 0 * N,
+    }
+    assert set(expected) == set(SECONDS)
+    for second, right in expected.items():
+        found = renewed(policy, second, old, V, new)  # pyright: ignore[reportArgumentType]
+        if (policy, second) == ("reset", "zero"):
+            assert found == {}  # Adam anew
+            continue
+        close(found["exp_avg_sq"], right)
+        close(found["exp_avg"], {"keep": M, "reproject_first": M @ R, "reproject_both": M @ R}.get(policy, 0 * M))
+        assert found["step"] == 7 and bool((found["exp_avg_sq"] >= 0).all())
+    own = {"reproject_both": "reproject", "row_scale": "row_scale", "keep": "keep", "reproject_first": "keep"}
+    if policy in own:
+        plain, same = renewed(policy, None, old, V, new), renewed(policy, own[policy], old, V, new)  # pyright: ignore[reportArgumentType]
+        assert all(torch.equal(plain[key], same[key]) for key in plain)
+    else:
+        assert renewed(policy, None, old, V, new) == {}
+
+
+def test_the_random_second_moment_has_the_scale_of_the_rows(generator: torch.Generator) -> None:
+    """E[N] is the row's mean, E[N²] three times its square, E[NN′] its square: χ² of one degree of freedom, independent entries."""
+    old = {"exp_avg_sq": torch.tensor([[1.0, 3.0], [0.0, 0.5]], dtype=torch.float64)}
+    V = torch.eye(2, dtype=torch.float64)
+    means = torch.tensor([[2.0], [0.25]], dtype=torch.float64)
+
+    def draw(size: int, g: torch.Generator) -> Tensor:
+        wide = {"exp_avg_sq": old["exp_avg_sq"].repeat(size, 1)}  # rows are independent
+        carry("keep", wide, V, V, "random", g)
+        squares = wide["exp_avg_sq"].view(size, 2, 2) / means
+        return torch.cat([squares.flatten(1), squares.square().flatten(1) / 3, squares.prod(-1)], 1)
+
+    assert_mean(draw, 1.0, draws=400_000, resolution=0.05, generator=generator)
+
+
+@pytest.mark.parametrize("wrong", ["|z|", "one z a row", "scale of the matrix"])
+def test_a_wrong_random_second_moment_is_rejected(wrong: str, generator: torch.Generator) -> None:
+    def draw(size: int, g: torch.Generator) -> Tensor:
+        z = torch.randn(size, 2, 2, generator=g, dtype=torch.float64)
+        made = {"|z|": z.abs(), "one z a row": z[..., :1].square().expand(size, 2, 2), "scale of the matrix": z.square() * 1.125 / 2}[wrong]
+        return torch.cat([made.flatten(1), made.square().flatten(1) / 3, made.prod(-1)], 1)
+
+    with pytest.raises(AssertionError, match="z ="):
+        assert_mean(draw, 1.0, draws=400_000, resolution=0.15, generator=generator)  # z⁴ of the mutants spreads more
+
+
+def test_the_first_batch_fills_every_second_moment(generator: torch.Generator) -> None:
+    B = torch.randn(M_, R_, generator=generator, dtype=torch.float64)
+    full = state(generator) | {"max_exp_avg_sq": torch.ones(M_, R_, dtype=torch.float64)}
+    M = full["exp_avg"].clone()
+    fill(full, B)
+    assert (
+        torch.equal(full["exp_avg_sq"], B.square()) and torch.equal(full["max_exp_avg_sq"], B.square()) and torch.equal(full["exp_avg"], M)
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_second_moment_is_named(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=r"carry\(second='forget'\): unknown policy, known are zero, keep"):
+        carry("keep", {}, *bases(generator), second="forget")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"unknown second_moment 'forget', known are zero, keep"):
+        convert(nn.Sequential(nn.Linear(8, 8)), rank=2, second_moment="forget")  # pyright: ignore[reportArgumentType]
+
+
 # With real optimizers
 
 
@@ -161,15 +248,18 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-def run(name: str, policy: Policy, law: str, steps: int = 18) -> tuple[list[float], torch.optim.Optimizer, Any]:
+def run(
+    name: str, policy: Policy, law: str, steps: int = 18, second: Second | None = None
+) -> tuple[list[float], torch.optim.Optimizer, Any]:
     """Losses of a linear regression with a 256×64 weight at rank 16 (B: 4096 numbers, from where 8-bit states are 8-bit)."""
     g = torch.Generator().manual_seed(3)
     model = nn.Sequential(nn.Linear(64, 256, bias=False))
     with torch.no_grad():
         model.get_parameter("0.weight").zero_()
     X, target = torch.randn(128, 64, generator=g), torch.randn(64, 256, generator=g) / 8
-    handle = convert(model, law=law, rank=16, refresh_every=3, state=policy)
+    handle = convert(model, law=law, rank=16, refresh_every=3, state=policy, second_moment=second)
     optimizer = OPTIMIZERS[name](handle.subspace_parameters())
+    handle.attach(optimizer)
     losses = []
     for _ in range(steps):
         loss = (model(X) - X @ target).square().sum(1).mean()
@@ -220,3 +310,87 @@ def test_eight_bit_states_are_carried_as_float_states_are(policy: Policy) -> Non
     for key, value in exact.items():
         error = float((coarse[key].dequantize(torch.float32) - value).abs().max())
         assert error <= 0.02 * float(value.abs().max())  # the spacing of the 8-bit code
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("second", SECONDS)
+@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "SGD momentum"])
+def test_every_second_moment_trains(name: str, second: Second) -> None:
+    policy = "reset" if second in ("zero", "first_batch") else "reproject_first"
+    losses, optimizer, handle = run(name, policy, "haar_stiefel", second=second)
+    assert all(torch.isfinite(torch.tensor(losses))) and losses[-1] < 0.9 * losses[0], losses
+    if name == "SGD momentum":  # which has none
+        assert losses == run(name, policy, "haar_stiefel")[0]
+    if name == "AdamW8bit" and second != "zero":
+        assert type(optimizer.state[handle.layers["0"].B]["exp_avg_sq"]).__name__ == "OptimState8bit"
+
+
+@pytest.mark.parametrize("policy", ["reset", "reproject_first"])
+def test_data_driven_is_the_squared_gradient_of_the_first_batch(policy: Policy) -> None:
+    """In the step after a redraw N = B² exactly before Adam's step and up to rounding after it, with the gradient as it was clipped."""
+    g = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Linear(12, 16, bias=False))
+    handle = convert(model, rank=4, refresh_every=3, state=policy, second_moment="first_batch")
+    B = handle.layers["0"].B
+    optimizer = torch.optim.AdamW([B], lr=0.01, betas=(0.9, 0.95))
+    handle.attach(optimizer)
+    seen: dict[int, Tensor] = {}
+    for step in range(1, 8):
+        model(torch.randn(8, 12, generator=g)).square().mean().backward()
+        nn.utils.clip_grad_norm_([B], 0.1)
+        assert B.grad is not None
+        square = B.grad.square()
+        before = {key: value.clone() for key, value in optimizer.state[B].items()}
+        optimizer.step()
+        seen[step] = (optimizer.state[B]["exp_avg_sq"] / square - 1).abs().max()
+        if step in (4, 7):
+            assert not bool(before["exp_avg_sq"].any()) and before["step"] == step - 1
+        handle.step(optimizer)
+        optimizer.zero_grad()
+    assert [step for step, error in seen.items() if float(error) < 1e-6] == [4, 7]
+
+
+@pytest.mark.parametrize("second", ["zero", "first_batch"])
+@pytest.mark.parametrize("policy", ["reset", "keep"])
+def test_the_step_after_a_redraw(policy: Policy, second: Second, generator: torch.Generator) -> None:
+    """Of Adam, t steps made: with M forgotten its entries are bounded, with M carried they are about M/|B|, without a bound."""
+    beta1, beta2, eta, t = 0.9, 0.95, 0.01, 7
+    V, new = bases(generator)
+    B = nn.Parameter(torch.zeros(M_, R_, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([B], lr=eta, betas=(beta1, beta2), eps=0.0, weight_decay=0.0)
+    optimizer.state[B] = state(generator)
+    M = optimizer.state[B]["exp_avg"].clone()
+    carry(policy, optimizer.state[B], V, new, second)
+    B.grad = torch.randn(M_, R_, generator=generator, dtype=torch.float64)
+    if second == "first_batch":
+        fill(optimizer.state[B], B.grad)
+    optimizer.step()
+    share = 1.0 if second == "first_batch" else 1 - beta2
+    size = eta / (1 - beta1 ** (t + 1)) * (1 - beta2 ** (t + 1)) ** 0.5 / share**0.5
+    if policy == "keep":
+        expected = -size * (beta1 * M + (1 - beta1) * B.grad) / B.grad.abs()
+    else:
+        expected = -(eta if second == "zero" else size * (1 - beta1)) * B.grad.sign()
+    close(B.detach(), expected)
+    assert (float(B.detach().abs().max()) > 3 * eta) == (policy == "keep")
+
+
+def test_without_an_optimizer_that_was_shown_the_first_batch_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(12, 16))
+    handle = convert(model, rank=4, refresh_every=1, second_moment="first_batch")
+    optimizer = torch.optim.AdamW(handle.parameters())
+    model(torch.ones(2, 12)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"call attach\(optimizer\) once, before the first step"):
+        handle.step(optimizer)
+
+
+def test_a_redraw_without_the_optimizer_needs_a_state_that_is_kept() -> None:
+    for second, fine in (("keep", True), (None, True), ("zero", False)):
+        handle = convert(nn.Sequential(nn.Linear(12, 16)), rank=4, refresh_every=1, state="keep", second_moment=second)  # pyright: ignore
+        if fine:
+            handle.step()
+        else:
+            with pytest.raises(ValueError, match="needs the optimizer"):
+                handle.step()

@@ -42,6 +42,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {  # what is trained by one process and b
     "spectral_adam ddp": {"method": "spectral_adam", "rank": 4},
     "gradlite ddp": {"method": "gradlite", "rank": 4, "inner": "sgd"},
     "gradlite_static ddp": {"method": "gradlite_static", "rank": 0.25},
+    "random fsdp": {"second_moment": "random", **FSDP},
+    "first fsdp": {"second_moment": "first_batch", **FSDP},
+    "coupled ddp": {"method": "lora", "coupled": 0.5},
     "rounded ddp": {"precision": "bf16_weights", "lift": "stochastic"},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -50,6 +53,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "eight fsdp": ({"optimizer": "adamw8bit", **FSDP}, "states of adamw8bit cannot be sharded"),
     "galore fsdp": ({"method": "galore", **FSDP}, "the projector of galore needs whole gradients"),
     "gradlite_law fsdp": ({"method": "gradlite_law", **FSDP}, "the projector of gradlite_law needs whole gradients"),
+    "coupled fsdp": ({"method": "lora", "coupled": 0.5, **FSDP}, "compares whole columns"),
+    "gradinit ddp": ({"init": "gradinit"}, "is found by one process"),
     "online fsdp": ({"law": "spectral", "online": 0.5, **FSDP}, "sees whole sketches"),
 }
 

@@ -99,6 +99,10 @@ def test_what_the_presets_compare_overlaps_and_is_trained_once() -> None:
         "9m-optimizers": 99,
         "60m-optimizers": 36,
         "130m-optimizers": 36,
+        "second-moment": 12,
+        "second-moment-carried": 12,
+        "initial-scale": 8,
+        "coupling": 12,
         "smoke": 3,
     }
     tiny = set().union(*(some for name, some in cells.items() if name.startswith("tiny")))

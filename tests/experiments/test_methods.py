@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from estimators import CompressedLinear, LowRankLinear, keyed
@@ -99,6 +100,54 @@ def test_low_rank_is_convert_with_the_fields_of_the_configuration() -> None:
     assert set(METHODS["lowrank"].needs) <= set(vars(pretrain.Config())) and "lm_head.weight" in method.left_alone
     advance(model, method, 2)
     assert handle.steps == method.steps == 2 and method.state_dict()["handle"]["draws"] == 1
+
+
+def test_policies_reach_the_conversion() -> None:
+    _, method = made("lowrank", second_moment="random", state="keep")
+    assert isinstance(method, LowRank) and (method.conversion.transport.policy, method.conversion.transport.second) == ("keep", "random")
+
+
+# coupled steps
+
+
+def weights(name: str, text: Path, folder: Path, **fields: Any) -> dict[str, Tensor]:
+    """At the end of four steps."""
+    config = few(text, folder, method=name, save_model=True, **fields)
+    run = pretrain.main(config)
+    return load_file(run.path / "model" / "model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_coupled_run_is_the_plain_one_where_every_step_is_lifted(text: Path, tmp_path: Path) -> None:
+    """B is zero before every step: there is nothing to correct. Lifted more rarely, it is another run."""
+    common: dict[str, Any] = {"steps": 6, "refresh_every": 6}
+    every = [weights("lowrank", text, tmp_path, coupled=coupled, **common) for coupled in (0.0, 10.0)]
+    rare = [weights("lowrank", text, tmp_path, coupled=coupled, lift_every=6, **common) for coupled in (0.0, 10.0)]
+    assert same(*every) and not same(*rare)
+    lora = [weights("lora", text, tmp_path, coupled=coupled, **common) for coupled in (0.0, 10.0)]
+    assert not same(*lora)
+
+
+@pytest.mark.parametrize("name", ["lowrank", "compact", "lora", "relora"])
+def test_pairs_are_the_factors_of_the_moving_part(name: str) -> None:
+    """What the model adds to its weights is X·Aᵀ (times LoRA's scale), and X is a parameter that is trained."""
+    _, method = made(name, rank=4, lora_scale=1.0, lift_every=5)
+    trained = {p.data_ptr() for p in method.matrices()}
+    pairs = method.pairs()
+    assert len(pairs) == 28 and {X.data_ptr() for X, _ in pairs} <= trained
+    with torch.no_grad():
+        for i, (X, A) in enumerate(pairs):
+            X.copy_(torch.randn(X.shape, generator=torch.Generator().manual_seed(i)))
+            assert A.requires_grad == name.endswith("lora") and (A.data_ptr() in trained) == name.endswith("lora")
+    added = [(X @ A.mT).detach() for X, A in pairs]
+    finished = method.finalize()
+    plain = models.build("tiny", 0).state_dict()
+    matrices = [key for key in plain if key.endswith("proj.weight")]
+    for key, change in zip(matrices, added, strict=True):
+        torch.testing.assert_close(finished.state_dict()[key], plain[key] + change, rtol=1e-5, atol=1e-5)
 
 
 # LoRA

@@ -108,9 +108,25 @@ def test_what_is_not_projected_is_trained_alike_by_all(trainer: Callable[..., Tr
 
 
 def test_fields_reach_the_optimizer(trainer: Callable[..., Trainer]) -> None:
-    made = trainer(method="galore", rank=8, alpha=0.7, variant="reference-code", refresh_every=5, other_lr=1e-4, lr=2e-2, weight_decay=0.1)
+    fields: dict[str, Any] = {
+        "alpha": 0.7,
+        "variant": "reference-code",
+        "refresh_every": 5,
+        "other_lr": 1e-4,
+        "lr": 2e-2,
+        "weight_decay": 0.1,
+    }
+    made = trainer(method="galore", rank=8, second_moment="first_batch", **fields)
     matrices, others = made.optimizers[0].param_groups
-    expected = {"rank": 8, "scale": 0.7, "variant": "reference-code", "every": 5, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    expected = {
+        "rank": 8,
+        "second_moment": "first_batch",
+        "scale": 0.7,
+        "variant": "reference-code",
+        "every": 5,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+    }
     assert {key: matrices[key] for key in expected} == expected
     assert others["rank"] is None and all(".layers." in name for name in matrices["param_names"])
     made._step()
@@ -125,12 +141,14 @@ def test_fields_reach_the_optimizer(trainer: Callable[..., Trainer]) -> None:
     [
         ({"optimizer": "sgd"}, "method=galore has its own update; --optimizer adamw8bit keeps its states in 8 bits"),
         ({"precision": "bf16_weights"}, "use --lift stochastic or --lift nearest"),
+        ({"second_moment": "forget"}, r"GaLore\(second_moment='forget'\): unknown, known are None, zero"),
+        ({"method": "muon", "second_moment": "zero"}, "the method has no Adam whose second moment this could be"),
         ({"variant": "code"}, "unknown variant 'code', known are paper, reference-code"),
     ],
 )
 def test_what_cannot_be_done_is_said(fields: dict[str, Any], message: str, trainer: Callable[..., Trainer]) -> None:
     with pytest.raises(ValueError, match=message):  # by the configuration, or where the training begins as WrongInput
-        trainer(method="galore", rank=8, **fields)
+        trainer(**{"method": "galore", "rank": 8, **fields})
 
 
 def test_8_bit_states_and_bf16_weights(trainer: Callable[..., Trainer]) -> None:

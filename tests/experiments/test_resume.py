@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from estimators.transport import SECONDS
 from experiments import cli, pretrain, runs
 from experiments.text import tokens
-from experiments.training import checkpoint
+from experiments.training import checkpoint, gradinit
 from experiments.training.trainer import Trainer
 from tests.experiments import forked
 from tests.experiments.test_data import texts, write_jsonl
@@ -89,11 +90,18 @@ def dies(config: pretrain.Config, at: int, monkeypatch: pytest.MonkeyPatch) -> P
         {"method": "wta_crs"},
         {"method": "velora", "weight_decay": 0.1},
         {"method": "compact", "refresh_every": 3},
+        *({"second_moment": second, "refresh_every": 5, "checkpoint_every": 1} for second in SECONDS),  # dies just after a redraw
+        {"second_moment": "first_batch", "optimizer": "adamw8bit", "precision": "bf16_weights", "state": "keep", "refresh_every": 5},
+        {"coupled": 0.5, "lift_every": 4},
+        {"method": "relora", "coupled": 0.5, "refresh_every": 3, "weight_decay": 0.1},
+        {"init": "gradinit", "checkpoint_every": 6},  # begun anew once
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
 def test_dying_twice_changes_nothing(fields: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # torchao's update
+    monkeypatch.setattr(gradinit, "ROUNDS", 3)
+    monkeypatch.setattr(gradinit, "FRESH", 2)
     fields = LONG | fields
     whole = pretrain.main(few(text, tmp_path / "whole", **fields))
     config = few(text, tmp_path / "parts", **fields)

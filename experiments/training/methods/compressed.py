@@ -94,5 +94,5 @@ class Groups(Compressed):
 class CompAct(LowRank):
     """Gaussian V that is not kept."""
 
-    needs = ("rank", "c", "lift_every", "refresh_every", "state", "lift")
+    needs = ("rank", "c", "lift_every", "refresh_every", "state", "second_moment", "lift")
     fixed: ClassVar[dict[str, Any]] = {"law": "gaussian", "store": False}

@@ -55,6 +55,11 @@ class Lora(Method):
     def matrices(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if "lora_" in name and p.requires_grad]
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        factors = ((layer.lora_B, layer.lora_A) for layer in self.adapters().values())
+        weight = lambda linear: cast(nn.Linear, linear).weight  # noqa: E731
+        return [(weight(B[adapter]), weight(A[adapter]).mT) for B, A in factors for adapter in B]
+
     def finalize(self) -> nn.Module:
         for name, layer in self.adapters().items():
             layer.merge()

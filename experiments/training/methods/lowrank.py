@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from estimators.convert import convert
 from experiments.training.methods.method import Method, Settings
@@ -14,7 +14,7 @@ from experiments.training.methods.method import Method, Settings
 class LowRank(Method):
     """LowRank-IPA: ``estimators.convert``."""
 
-    needs = ("law", "rank", "c", "lift_every", "refresh_every", "state", "lift", "store", "keep", "basis_every", "online")
+    needs = ("law", "rank", "c", "lift_every", "refresh_every", "state", "second_moment", "lift", "store", "keep", "basis_every", "online")
     fixed: ClassVar[dict[str, Any]] = {}  # what the method chooses itself
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
@@ -24,6 +24,13 @@ class LowRank(Method):
 
     def matrices(self) -> list[nn.Parameter]:
         return self.conversion.subspace_parameters()
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.B, layer.basis()) for layer in self.conversion.layers.values()]
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        super().attach(optimizer)
+        self.conversion.attach(optimizer)
 
     def after_step(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
         super().after_step(optimizer, decay)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from estimators import selection
+from estimators import Coupling, selection
 from estimators.convert import Conversion
-from estimators.transport import Policy
+from estimators.transport import Policy, Second
 from estimators.writing import Lift
 
 
@@ -31,6 +31,10 @@ class Settings(Protocol):
     def refresh_every(self) -> int: ...
     @property
     def state(self) -> Policy: ...
+    @property
+    def second_moment(self) -> Second | None: ...
+    @property
+    def coupled(self) -> float: ...
     @property
     def lift(self) -> Lift: ...
     @property
@@ -66,6 +70,15 @@ class Method(abc.ABC):
         """All other trained parameters."""
         mine = {id(p) for p in self.matrices()}
         return [p for p in self.model.parameters() if p.requires_grad and id(p) not in mine]
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """The factors (X, A), shapes (m, r) and (n, r), of matrices that are trained, or move, as X·Aᵀ; views of parameters, or V."""
+        return []
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called once with the optimizer of ``matrices``, before its first step."""
+        if self.settings.coupled and self.pairs():
+            Coupling(optimizer, self.pairs, self.settings.coupled)
 
     def after_step(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
         """Called once after every optimizer step with the optimizer of ``matrices`` and the factor 1 − ηλ of this step."""

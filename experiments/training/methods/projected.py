@@ -90,6 +90,8 @@ class Projected(Full):
         if not self.kind.takes(betas=BETAS):
             common["betas"] = BETAS
         common |= self.kind.takes(freeze=processes.size() == 1)
+        if config.second_moment is not None:
+            common["second_moment"] = config.second_moment
         try:
             return self.kind(groups, **common, **given)
         except ValueError as error:
