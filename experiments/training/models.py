@@ -36,7 +36,9 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: 
     }
 
 
-PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank literature; "tiny" has a vocabulary that fits its corpus
+PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank literature; up to "tiny" a vocabulary that fits the default corpus
+    "0.2m": _llama(32, 88, 4, 2, vocabulary=2560) | {"max_position_embeddings": 512},
+    "0.5m": _llama(64, 176, 4, 2, vocabulary=2560) | {"max_position_embeddings": 512},
     "tiny": _llama(128, 352, 4, 4, vocabulary=2560) | {"max_position_embeddings": 512},
     "9m": _llama(128, 352, 4, 4),
     "20m": _llama(256, 688, 4, 4),
