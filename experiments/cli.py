@@ -17,6 +17,7 @@ QUESTIONS = {
     "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA, ReLoRA, GaLore and others; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
+    "scaling": "one scaling law for all estimators: what each is worth in tokens of full AdamW, with intervals, extrapolated to 7B",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
@@ -43,6 +44,7 @@ lowrank QUESTION --help lists its fields with units and defaults; --json after a
   lowrank pretrain tiny --law haar_stiefel --rank 0.25 --lr 3e-3
   lowrank pretrain tiny --method adamw
   lowrank pretrain tiny --method galore --rank 32 --lr 1e-2
+  lowrank scaling cpu
   lowrank optimizers
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp

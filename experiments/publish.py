@@ -23,6 +23,7 @@ KEPT = {  # question → kinds of rows worth committing
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve", "cost"),
+    "scaling": ("trial", "point", "parameter", "quality", "tokens", "check"),
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),

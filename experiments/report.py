@@ -19,7 +19,7 @@ import pandas as pd
 import tyro
 
 from experiments import runs
-from experiments.pages import figures, finetuning, optimizers, report_training
+from experiments.pages import figures, finetuning, optimizers, report_training, scaling
 from experiments.pages.page import details_block, document, every, figure, records, table, verdict
 from experiments.validation import layerwise
 
@@ -62,6 +62,8 @@ def _section(run: runs.Run) -> str:
             title, body = f"Training: {run.path.name}", report_training.pretrain(run, rows)
         case "compare":
             title, body = f"Comparison in training: {config['model']}", report_training.compare(run, rows)
+        case "scaling":
+            title, body = f"Scaling law: {run.config['name']}", scaling.section(run, rows)
         case "finetune":
             title, body = f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
         case "tuning":

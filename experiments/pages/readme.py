@@ -18,7 +18,7 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers
+from experiments.pages import benches, comparisons, finetuning, footprints, kernels, optimizers, scaling
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS
@@ -145,9 +145,11 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "memory": memory_table,
         "finetune": partial(finetuning.markdown, finetuning.COMMITTED[0]),
         "footprints": footprints.markdown,
+        "scaling": partial(scaling.short, scaling.NAMES[0]),
     },
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
+    | {f"scaling {name}": partial(scaling.markdown, name) for name in scaling.NAMES}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},

@@ -16,7 +16,7 @@ from experiments.comparison.outcomes import Contender
 if TYPE_CHECKING:
     from experiments.scaling import Config
 
-CARRIED = 3  # learning rates tried at every size but the first
+CARRIED = 4  # learning rates tried at every size but the first
 Train = Callable[[list[pretrain.Config], str], None]
 
 
@@ -59,7 +59,7 @@ def chosen(config: Config, train: Train) -> tuple[dict[tuple[Contender, str], pr
     """(method, model) → a run with the learning rate it is to take, and rows ``trial`` of how that was found.
 
     Given and searched ones are the same at every size. Tuned ones are tuned at every size, on equal budgets: at the first, ``trials`` learning rates
-    around each method's own default, at every further one ``CARRIED`` around what the size before chose.
+    from each method's own default on, at every further one ``CARRIED`` from what the size before chose.
     """
     found, rows = {}, []
     before: dict[Contender, float] = {}
@@ -70,7 +70,7 @@ def chosen(config: Config, train: Train) -> tuple[dict[tuple[Contender, str], pr
             continue
         rates = {one: search.around(before[one]) if one in before else search.first(one.method) for one in bases}
         tuning = {one: [replace(base, lr=lr) for lr in rates[one]] for one, base in bases.items()}
-        search.climb(tuning, 0 if before else config.trials - CARRIED, outcomes.tail, lambda cells: train(cells, "tune"))
+        search.climb(tuning, (CARRIED if before else config.trials) - 3, outcomes.tail, lambda cells: train(cells, "tune"))
         for one, trials in tuning.items():
             mine = outcomes.tuned(one, trials)
             rows += [{**row, "model": model, "tokens": config.tune_tokens} for row in mine]
