@@ -263,10 +263,18 @@ def _fitted(runs: Runs, model: _Model, delta: float | None) -> Fit:
 
 
 def _descend(model: _Model, logs: Array, start: Array, delta: float, tolerance: float, most: int = 500) -> Any:
+    last: list[tuple[bytes, tuple[Array, Array]]] = []  # the Jacobian is asked for where the residuals were
+
+    def at(theta: Array) -> tuple[Array, Array]:
+        key = theta.tobytes()
+        if not last or last[0][0] != key:
+            last[:] = [(key, model(theta))]
+        return last[0][1]
+
     return least_squares(
-        lambda theta: model(theta)[0] - logs,
+        lambda theta: at(theta)[0] - logs,
         start,
-        jac=lambda theta: model(theta)[1],  # pyright: ignore[reportArgumentType], the stub knows its names only
+        jac=lambda theta: at(theta)[1],  # pyright: ignore[reportArgumentType], the stub knows its names only
         loss="huber",
         f_scale=delta,
         ftol=tolerance,

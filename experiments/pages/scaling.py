@@ -104,8 +104,8 @@ def asked(config: dict[str, Any]) -> str:
         return f"Last losses of {', '.join(f'compare/{name}' for name in config['results'])}."
     first, tokens = config["model"][0], ", ".join(f"{tokens:,}" for tokens in config["tokens"])
     tuned = (
-        f"tuned for every method at every size on {config['tune_tokens']:,} tokens: {config['trials']} at {first}, from the method's default on, then "
-        "4 from what the size before chose on, by the mean training loss of the last fifth, with a seed that is not compared"
+        f"tuned for every method at every size on {config['tune_tokens']:,} tokens: {config['trials']} at {first}, from the method's default on, "
+        "then 4 from what the size before chose on, by the mean training loss of the last fifth, with a seed that is not compared"
     )
     rates = "given" if config["lr"] else f"those of compare/{config['searched']}" if config["searched"] else tuned
     other = f"; embeddings, head and norms at {config['other_lr']:g} for everyone" if config["other_lr"] else ""

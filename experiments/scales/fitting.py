@@ -48,7 +48,8 @@ def rows(points: Rows, config: Config) -> Rows:
     first = fitted(kept, config, size_factors=True)
     variants = {"N and D": first}
     told = parameters(first)
-    if first.fit.doubts or any(row["name"].startswith("rho") and row["high"] > WIDE * row["low"] for row in told):
+    unclear = first.fit.doubts or any(row["name"].startswith("rho") and row["high"] > WIDE * row["low"] for row in told)
+    if unclear and first.fit.model.terms[1]:
         variants["D"] = fitted(kept, config, size_factors=False)
     if not first.fit.model.terms[0]:
         del variants["N and D"]  # with one size it is the same fit
