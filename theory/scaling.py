@@ -7,9 +7,9 @@ each method's own are badly determined by the few runs there are; shared ones le
 ρ_N = 1 the tokens that the reference needs for m's loss, over m's tokens, are ρ_D at every N and D.
 
 The fit is that of arXiv 2203.15556 (Chinchilla), D.2: Huber loss of ln L̂ − ln L, δ = 1e-3, from several starts. Differs from it: where runs
-scatter by more than that, δ grows with them (far below the noise the loss is the absolute residual, whose minimum passes through as many points
-as there are parameters and leaves intervals too narrow); trust-region steps with an exact Jacobian in the place of L-BFGS; N and D about their
-geometric means; and starts whose A and B solve the linear problem at given E, α, β.
+scatter by more than that, δ grows with them (far below the noise it is the absolute residual that is minimised, by a law that passes through
+several of the points, whose residuals then tell the bootstrap nothing); trust-region steps with an exact Jacobian in the place of L-BFGS; N and D
+about their geometric means; and starts whose A and B solve the linear problem at given E, α, β.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import least_squares, nnls
+from scipy.special import expit, logit
 
 from theory.arguments import Array, finite
 
 DELTA = 1e-3  # smallest of Huber's, in ln L
 HUBER, MEDIAN = 1.345, 1.4826  # δ over the spread at which 95 % efficiency is left; spread over the median of |r|, both for normal noise
+STEEPEST = 4.0  # exponents lie between 0 and this, so that no set of losses drives one to infinity; those of trainings are below 1
 STARTS = ((0.2, 0.6), (0.1, 0.3, 0.7), (0.2, 0.5))  # E as a share of the smallest loss, α, β
+ROUGH, EXACT = 1e-6, 1e-15  # relative changes at which a descent ends: of a start and of a resample, and of the fit
 LEAST = 0.05  # of 1 − leverage: where the law follows runs wherever they go, a residual has nothing to be scaled up from
 ALONE = 1e-7  # smallest singular value of the Jacobian, its columns of unit length, below which a combination of parameters is free
 
@@ -168,7 +171,7 @@ def bootstrap(found: Fit, block: Sequence[object], resamples: int, seed: int) ->
         mine = index == i
         values, vectors = np.linalg.eigh(np.eye(int(mine.sum())) - U[mine] @ U[mine].T)
         drawn[mine] = vectors @ ((vectors.T @ found.residuals[mine]) / np.maximum(values, LEAST))
-    return [model.law(_descend(model, fitted + coin[index] * drawn, found.theta, found.delta, 1e-8).x) for coin in coins]
+    return [model.law(_descend(model, fitted + coin[index] * drawn, found.theta, found.delta, ROUGH).x) for coin in coins]
 
 
 def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -178,7 +181,8 @@ def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
 
 class _Model:
-    """ln L̂ and its Jacobian. θ = (e, a, α, b, β, ln ρ_N…, ln ρ_D…), a and α or b and β missing without that term; N and D about their means."""
+    """ln L̂ and its Jacobian. θ = (e, a, u, b, v, ln ρ_N…, ln ρ_D…) with α = STEEPEST/(1 + e⁻ᵘ), β of v; a and u or b and v missing without that
+    term; N and D about their means."""
 
     def __init__(self, runs: Runs, size_factors: bool) -> None:
         self.runs = runs
@@ -194,10 +198,10 @@ class _Model:
         """(ln of the coefficient, exponent, ln ρ of the other methods) of every term."""
         head, tail, found = 1, 1 + 2 * sum(self.terms), []
         for term, factor in zip(self.terms, self.factors, strict=True):
-            scale, exponent = theta[head : head + 2] if term else (-np.inf, 0.0)
+            scale, exponent = theta[head : head + 2] if term else (-np.inf, -np.inf)
             rho = theta[tail : tail + len(self.runs.others)] if factor else np.zeros(len(self.runs.others))
             head, tail = head + 2 * term, tail + len(self.runs.others) * factor
-            found.append((float(scale), float(exponent), rho))
+            found.append((float(scale), float(STEEPEST * expit(exponent)), rho))
         return found
 
     def __call__(self, theta: Array) -> tuple[Array, Array]:
@@ -209,8 +213,8 @@ class _Model:
         total = np.logaddexp.reduce(logs)
         shares = [np.exp(some - total) for some in logs]
         columns = [shares[0][:, None]]
-        for share, at, term in zip(shares[1:], moved, self.terms, strict=True):
-            columns += [share[:, None], -(share * at)[:, None]] if term else []
+        for share, at, term, (_, exponent, _) in zip(shares[1:], moved, self.terms, parts, strict=True):
+            columns += [share[:, None], -(exponent * (1 - exponent / STEEPEST) * share * at)[:, None]] if term else []
         for share, (_, exponent, _), factor in zip(shares[1:], parts, self.factors, strict=True):
             columns += [-exponent * share[:, None] * self.whose] if factor else []
         return total, np.hstack(columns)
@@ -231,7 +235,7 @@ class _Model:
             columns = [np.exp(-exponent * place) for place, exponent in kept]
             solved = nnls(np.stack(columns, 1), self.runs.L - E)[0] if columns else []
             scales = np.log(np.maximum(solved, 1e-3 * E))
-            pairs = [value for scale, (_, exponent) in zip(scales, kept, strict=True) for value in (scale, exponent)]
+            pairs = [value for scale, (_, exponent) in zip(scales, kept, strict=True) for value in (scale, logit(exponent / STEEPEST))]
             found.append(np.array([np.log(E), *pairs, *np.zeros(self.count - 1 - len(pairs))]))
         return found
 
@@ -253,12 +257,12 @@ def _fitted(runs: Runs, model: _Model, delta: float | None) -> Fit:
     if len(logs) < model.count:
         raise ValueError(f"scaling.fit: {len(logs)} points for {model.count} parameters; train more sizes, token counts or seeds")
     first = DELTA if delta is None else delta
-    rough = [_descend(model, logs, start, first, 1e-6, 50) for start in model.starts()]
-    best = _descend(model, logs, min(rough, key=lambda result: result.cost).x, first, 1e-15)
+    rough = [_descend(model, logs, start, first, ROUGH, 50) for start in model.starts()]
+    best = _descend(model, logs, min(rough, key=lambda result: result.cost).x, first, EXACT)
     if delta is None:
         spread = MEDIAN * np.median(np.abs(best.fun)) * np.sqrt(len(logs) / max(1, len(logs) - model.count))
         first = max(DELTA, HUBER * float(spread))
-        best = _descend(model, logs, best.x, first, 1e-15)
+        best = _descend(model, logs, best.x, first, EXACT)
     return Fit(model.law(best.x), runs, best.x, model, -best.fun, float(best.cost), first, model.doubts(best.x))
 
 
@@ -271,14 +275,15 @@ def _descend(model: _Model, logs: Array, start: Array, delta: float, tolerance: 
             last[:] = [(key, model(theta))]
         return last[0][1]
 
-    return least_squares(
-        lambda theta: at(theta)[0] - logs,
-        start,
-        jac=lambda theta: at(theta)[1],  # pyright: ignore[reportArgumentType], the stub knows its names only
-        loss="huber",
-        f_scale=delta,
-        ftol=tolerance,
-        xtol=tolerance,
-        gtol=tolerance,
-        max_nfev=most,
-    )
+    with np.errstate(divide="ignore"):  # scipy's, at a gradient of zero
+        return least_squares(
+            lambda theta: at(theta)[0] - logs,
+            start,
+            jac=lambda theta: at(theta)[1],  # pyright: ignore[reportArgumentType], the stub knows its names only
+            loss="huber",
+            f_scale=delta,
+            ftol=tolerance,
+            xtol=tolerance,
+            gtol=tolerance,
+            max_nfev=most,
+        )
