@@ -6,7 +6,7 @@ full AdamW 1; where the runs cannot tell the two apart, the law with ρ_N = 1 st
 of runs that share size, tokens and seed. Learning rates of the matrices are tuned for every method at every size on equal budgets, or given; that of
 embeddings, head and norms is one for all. Runs are runs of ``lowrank pretrain`` in RUNS_DIR/cells; the same command goes on where it was interrupted.
 
-    lowrank scaling cpu             83k, 267k and 935k on 65 536 to 524 288 tokens
+    lowrank scaling cpu             83k, 267k and 935k on 131 072 to 1 048 576 tokens
     lowrank scaling gpu             20m, 60m and 100m, on a folder built by lowrank data
     lowrank scaling --results tiny optimizers      the last losses of committed comparisons in the place of runs
     lowrank scaling cpu --law haar_stiefel --baselines adamw galore --lr haar_stiefel 3e-3 adamw 3e-3 galore 0.03
@@ -37,7 +37,7 @@ class Config:
     """Of the run directory."""
     model: tuple[str, ...] = ("83k", "267k", "935k")
     """Presets of lowrank pretrain, from small to large, of one vocabulary."""
-    tokens: tuple[int, ...] = (2**16, 2**17, 2**18, 2**19)
+    tokens: tuple[int, ...] = (2**17, 2**18, 2**19, 2**20)
     """D: training tokens of a run, multiples of sequences × length."""
     law: tuple[str, ...] = ("haar_stiefel", "gaussian", "spectral")
     """Laws of LowRank-IPA."""
@@ -53,10 +53,10 @@ class Config:
     """Peak learning rate of every method, by name, at all sizes; tuned if none."""
     searched: str = ""
     """Committed comparison whose choices of lr and c are taken, at all sizes."""
-    trials: int = 7
+    trials: int = 5
     """Learning rates tried for every method at the first size, at least 3; at every further one 4, from what the one before chose."""
-    tune_tokens: int = 2**16
-    """Training tokens of a tuning run."""
+    tune_tokens: int = 2**18
+    """Training tokens of a tuning run; where they are few, embeddings and head learn all there is, and the smallest rate wins."""
     other_lr: float | None = 3e-3
     """Peak learning rate of embeddings, head and norms, for everyone; the method's own if none."""
     seed: tuple[int, ...] = (0, 1)

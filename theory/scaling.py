@@ -245,6 +245,10 @@ class _Model:
         for term, values, name, lost in zip(self.terms, (self.runs.N, self.runs.D), "ND", ("A and α", "B and β"), strict=True):
             if not term:
                 found.append(f"all runs have one {name} = {values[0]:g}: {lost} are not identifiable, and E contains that term")
+            elif len(np.unique(values)) == 2:
+                found.append(
+                    f"all runs have one of two {name}: a floor and a power need three, so E and {lost} rest on what the factors add"
+                )
         jacobian = self(theta)[1]
         lengths = np.linalg.norm(jacobian, axis=0)
         if (lengths == 0).any() or np.linalg.svd(jacobian / lengths, compute_uv=False)[-1] < ALONE:

@@ -33,7 +33,10 @@ def scaling(kinds: Mapping[str, pd.DataFrame]) -> Figure:
     figure, axes = plt.subplots(1, len(wide), figsize=(3.0 * sum(wide), 3.9), width_ratios=wide, squeeze=False)
     for ax, model in zip(axes[0], sizes, strict=False):
         _losses(ax, pd.DataFrame(points[points.model == model]), law, str(model))
-        ax.sharey(axes[0][0])
+    finite = points.loss[np.isfinite(points.loss)]
+    margin = 0.05 * (finite.max() - finite.min())
+    for ax in axes[0][: len(sizes)]:
+        ax.set_ylim(finite.min() - margin, finite.max() + margin)
     axes[0][0].set_ylabel("held-out loss (nats/token)")
     for ax in axes[0][1 : len(sizes)]:
         ax.tick_params(labelleft=False)

@@ -68,7 +68,7 @@ def test_every_run_has_a_schedule_that_ends_at_its_tokens(tmp_path: Path) -> Non
     for point in found:
         assert point.cell.steps * point.cell.sequences * point.cell.length == point.tokens and point.cell.eval_every == point.cell.steps
         assert point.cell.lr == config.lr[point.one.label] and (point.cell.model, point.cell.measure_every) == (point.model, 0)
-    for seed, model, tokens in ((0, "83k", 2**16), (1, "935k", 2**19)):  # everyone the same but for the method and its learning rate
+    for seed, model, tokens in ((0, "83k", 2**17), (1, "935k", 2**20)):  # everyone the same but for the method and its learning rate
         mine = [point.cell for point in found if (point.cell.seed, point.model, point.tokens) == (seed, model, tokens)]
         differing = {name for cell in mine for name, value in runs.identity(cell).items() if value != runs.identity(mine[0])[name]}
         assert len(mine) == 5 and differing <= {"method", "law", "lr", "refresh_every"}  # AdamW has no K
@@ -84,7 +84,7 @@ def test_everyone_is_tuned_at_every_size_on_as_many_trials(monkeypatch: pytest.M
     trained: list[pretrain.Config] = []
     chosen, rows = plan.chosen(replace(CPU, runs_dir=tmp_path), lambda cells, _: trained.extend(cells))
     assert len(trained) == len(set(trained)) == len(rows) == 5 * (CPU.trials + 2 * plan.CARRIED)
-    assert {(row["tokens"], row["steps"]) for row in rows} == {(CPU.tune_tokens, 256)}
+    assert {(row["tokens"], row["steps"]) for row in rows} == {(CPU.tune_tokens, 1024)}
     for one in plan.contenders(CPU):
         for model in CPU.model:
             mine = [row for row in rows if (row["label"], row["model"]) == (one.label, model)]
@@ -161,7 +161,7 @@ def test_a_known_law_is_found_again() -> None:
         if not math.isnan(row["interpolated"]):  # AdamW's own runs, a factor 2 apart, agree with the law to their curvature
             assert row["interpolated"] == pytest.approx(row["saved"], rel=0.1)
     assert sum(math.isfinite(row["interpolated"]) for row in of(rows, "tokens", label="galore")) >= 6
-    assert {row["held_back"] for row in of(rows, "check")} == {"largest D", "largest N"}
+    assert {row["held_back"] for row in of(rows, "check")} == {"largest D"}  # two sizes that are left tell no law in N
     assert all(row["measured"] == pytest.approx(row["predicted"], rel=1e-4) for row in of(rows, "check"))
 
 
@@ -199,7 +199,7 @@ def test_runs_that_diverged_are_left_out_and_counted() -> None:
 
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(runs.WrongInput, match="4 points for 5 parameters; train more sizes, token counts or seeds"):
-        fitting.rows([p for p in points(seeds=1) if p["label"] == "adamw" and p["model"] != "935k" and p["tokens"] < 2**18], CPU)
+        fitting.rows([p for p in points(seeds=1) if p["label"] == "adamw" and p["model"] != "935k" and p["tokens"] < 2**19], CPU)
 
 
 # committed comparisons
@@ -222,7 +222,7 @@ def test_last_losses_of_committed_comparisons_are_points() -> None:
         ("scaling cpu --model 935k 83k", "model must go from small to large"),
         ("scaling cpu --model 90k", "unknown model '90k'"),
         ("scaling cpu --baselines galore", "baselines must contain adamw, whose factors are 1"),
-        ("scaling cpu --tokens 1000", "tokens=1000 and tune_tokens=65536 must be multiples of sequences × length = 2 × 128"),
+        ("scaling cpu --tokens 1000", "tokens=1000 and tune_tokens=262144 must be multiples of sequences × length = 2 × 128"),
         ("scaling cpu --lr adamw 1e-3", "lr lacks haar_stiefel, gaussian, spectral, galore"),
         ("scaling cpu --trials 2", "trials must be at least 3"),
         ("scaling cpu --resamples 10", "resamples must be at least 40"),
