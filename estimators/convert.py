@@ -14,7 +14,7 @@ optimizer whose step does not look at the value of B. Unbiased under every law o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast, get_args
 
 import torch
@@ -41,7 +41,8 @@ class Conversion:
 
     ``layers``: name → ``LowRankLinear``; ``left_alone``: parameter or module name → why it was not converted.
 
-    ``law``: a name of ``LAWS`` or a law class, ``options``: its other fields; ``rank``: r of every layer, or as a fraction in (0, 1) of its n;
+    ``law``: a name of ``LAWS`` or a law class, ``options``: its other fields; ``rank``: r of every layer, as a fraction
+    in (0, 1) of its n, or by layer name;
     ``targets``: None (every ``nn.Linear`` outside the output head), a regular expression searched in the module's name, a list of names or
     name endings, or a predicate (name, module) → bool; ``state``: what happens to the optimizer's state when V changes (estimators/transport.py);
     ``lift``: how small lifts reach 16-bit weights, by a float32 ``master`` copy, by ``stochastic`` rounding, or to the ``nearest`` (they get lost);
@@ -61,7 +62,7 @@ class Conversion:
         model: nn.Module,
         *,
         law: str | type[Law] = "haar_stiefel",
-        rank: int | float,  # r
+        rank: selection.Ranks,  # r
         targets: selection.Targets = None,
         c: float = 1.0,
         seed: int = 0,
@@ -77,7 +78,8 @@ class Conversion:
     ) -> None:
         from estimators import LAWS  # the registry imports every law; it cannot be imported before them
 
-        call = f"convert(law={law!r}, rank={rank}, c={c:g}, lift_every={lift_every}, refresh_every={refresh_every})"
+        shown = "…" if isinstance(rank, Mapping) else rank
+        call = f"convert(law={law!r}, rank={shown}, c={c:g}, lift_every={lift_every}, refresh_every={refresh_every})"
         if isinstance(law, str) and law not in LAWS:
             raise ValueError(f"{call}: unknown law, known are {', '.join(LAWS)}")
         if lift_every < 1 or refresh_every < 1 or basis_every < 1:
@@ -104,7 +106,7 @@ class Conversion:
         if not chosen:
             reasons = sorted(set(self.left_alone.values()))
             raise ValueError(f"{call}: no layer of {type(model).__name__} can be converted ({'; '.join(reasons) or 'no parameters'})")
-        self.layers = {name: LowRankLinear(module, selection.rank_of(module.in_features, rank)) for name, module in chosen.items()}
+        self.layers = {name: LowRankLinear(module, selection.of_layer(name, module.in_features, rank)) for name, module in chosen.items()}
         for layer in {(layer.in_features, layer.out_features): layer for layer in self.layers.values()}.values():
             self.fitting.check(layer)  # impossible options are refused before the model is touched
         for name, layer in self.layers.items():

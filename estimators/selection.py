@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from torch import nn
 
 Targets = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+Ranks = int | float | Mapping[str, int]  # r of every layer, a fraction of its in-features, or r by layer name
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HEADS = (
@@ -30,11 +31,19 @@ def rank_of(n: int, rank: int | float) -> int:
     return rank if isinstance(rank, int) else max(1, round(rank * n))
 
 
-def choose(model: nn.Module, targets: Targets, rank: int | float | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+def of_layer(name: str, n: int, rank: Ranks) -> int:
+    """r of the layer ``name`` with n in-features; of a mapping 0 where it has no entry."""
+    return rank.get(name, 0) if isinstance(rank, Mapping) else rank_of(n, rank)
+
+
+def choose(model: nn.Module, targets: Targets, rank: Ranks | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:
     """(the layers to convert by name, the reason by name of every parameter or module that is left alone). ``rank``: None if any size will do."""
-    possible = rank is None or (isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)
-    if isinstance(rank, bool) or not possible:
-        raise ValueError(f"convert(rank={rank!r}): rank must be a positive integer, or a fraction of in_features in (0, 1)")
+    if isinstance(rank, Mapping):
+        _check_names(model, rank)
+    else:
+        possible = rank is None or (isinstance(rank, int) and rank >= 1) or (isinstance(rank, float) and 0 < rank < 1)
+        if isinstance(rank, bool) or not possible:
+            raise ValueError(f"convert(rank={rank!r}): rank must be a positive integer, or a fraction of in_features in (0, 1)")
     wanted = _predicate(model, targets)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
@@ -64,7 +73,7 @@ def _reason(
     wanted: Callable[[str, nn.Module], bool],
     uses: Counter[int],
     places: Counter[int],
-    rank: int | float | None,
+    rank: Ranks | None,
 ) -> str | None:
     """Why this linear layer cannot be converted, None if it can."""
     if type(module) is not nn.Linear:
@@ -83,9 +92,23 @@ def _reason(
         return "quantised weight"
     if not wanted(name, module):
         return "not targeted"
-    if rank is not None and min(module.weight.shape) <= (r := rank_of(module.in_features, rank)):
-        return f"min(m, n) = {min(module.weight.shape)} is not above the rank {r}"
-    return None
+    if rank is None:
+        return None
+    if (r := of_layer(name, module.in_features, rank)) == 0:
+        return "no rank is given for it"
+    return f"min(m, n) = {min(module.weight.shape)} is not above the rank {r}" if min(module.weight.shape) <= r else None
+
+
+def _check_names(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Raise ``ValueError`` for a name that is no linear layer, a rank that is none, or no ranks at all."""
+    if not ranks:
+        raise ValueError("convert(rank={}): no layer has a rank")
+    modules = dict(model.named_modules())
+    for name, r in ranks.items():
+        if not isinstance(modules.get(name), nn.Linear):
+            raise ValueError(f"convert(rank=…): {name!r} is no nn.Linear of {type(model).__name__}")
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise ValueError(f"convert(rank=…): the rank of {name!r} must be a positive integer, got {r!r}")
 
 
 def _predicate(model: nn.Module, targets: Targets) -> Callable[[str, nn.Module], bool]:

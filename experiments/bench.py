@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from experiments import runs
+from experiments import allowed, runs
 from experiments.benching import growth, measuring, regressions, sampling, start, training
 from experiments.benching.limits import Limits, limits
 from experiments.training import models, updating
@@ -43,11 +43,11 @@ class Config:
     model: str = "60m"
     """Preset of lowrank pretrain."""
     law: tuple[str, ...] = ("haar_stiefel", "spectral")
-    """Laws of LowRank-IPA."""
+    """Laws of LowRank-IPA whose steps are timed."""
     rank: float = 0.125
     """r of every layer; a fraction in (0, 1) is r/n."""
     refresh_every: int = 200
-    """K, over which the cost of a redraw is spread."""
+    """K: steps between two draws of V, over which the cost of a redraw is spread."""
     sequences: int = 8
     """Sequences a step."""
     length: int = 256
@@ -59,7 +59,7 @@ class Config:
     compare: Path | None = None
     """bench.json of an earlier run, or its directory: ratios that are larger beyond the noise of both are named, and the exit code is 1."""
     seed: int = 0
-    """Of weights and draws."""
+    """Seed of weights and draws."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     runs_dir: Path = Path("runs")
@@ -71,10 +71,12 @@ class Config:
         for name in self.group:
             if name not in GROUPS:
                 raise ValueError(f"unknown group {name!r}, known are {', '.join(GROUPS)}")
-        if self.repeats < 5:
-            raise ValueError(f"repeats must be at least 5, got {self.repeats}")
-        if self.sampled not in models.PRESETS:
-            raise ValueError(f"unknown preset {self.sampled!r}, known are {', '.join(models.PRESETS)}")
+        allowed.at_least(self, 5, "repeats")
+        for name in ("model", "sampled"):
+            if getattr(self, name) not in models.PRESETS:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(models.PRESETS)}")
+        if self.rank >= 1 and self.rank % 1:
+            raise ValueError(f"rank must be a positive integer or a fraction in (0, 1), got {self.rank}")
         for law in self.law:
             training.settings(self, law)
 

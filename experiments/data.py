@@ -32,9 +32,9 @@ class Config:
     tokenizer: Path | None = None
     """Reuse this tokenizer.json instead; its vocabulary then counts."""
     max_tokens: int | None = None
-    """End the training stream after this many tokens (default: all of the text; c4 needs a number)."""
+    """End the training stream after this many tokens; None: all of the text (c4 needs a number)."""
     out: Path | None = None
-    """Where the folder goes (default: in the cache, $LOWRANK_CACHE or ~/.cache/lowrank)."""
+    """Where the folder goes; None: in the cache, $LOWRANK_CACHE or ~/.cache/lowrank."""
     quiet: bool = False
     """No progress bars."""
 

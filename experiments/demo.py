@@ -20,7 +20,7 @@ class Config:
     """Run the questions with their defaults (a short training) and write the report."""
 
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     smoke: bool = False
     """Smallest sizes, to see that everything runs."""
     runs_dir: Path = Path("runs")

@@ -1,7 +1,7 @@
 """SGD on a quadratic under every law: exact expected loss beside an ensemble of runs, the largest stable step, and error feedback.
 
 Four parts: ``curve`` (exact loss against simulated mean), ``stability`` (growth of E‖Θ‖² below and above the exact boundary), ``lazy`` (one outer
-step of K inner steps in a held subspace), ``feedback`` (literal GradLite, EF14 and none under a rank-r compressor).
+step of K inner steps in a held subspace), ``feedback`` (literal GradLite, EF14, EF21 and none under a rank-r compressor).
 
     lowrank dynamics
     lowrank dynamics --n 16 --rank 4 --lr 0.5 --law haar_stiefel gaussian
@@ -29,7 +29,7 @@ from experiments.validation.checks import exact
 from experiments.validation.verdict import Verdict
 from theory import dynamics, feedback, optimal
 
-FEEDBACK = {"none": error_feedback.none, "ef14": error_feedback.ef14, "literal": error_feedback.literal}
+FEEDBACK = {"none": error_feedback.none, "ef14": error_feedback.ef14, "ef21": error_feedback.ef21, "literal": error_feedback.literal}
 
 
 FEEDBACK_STEPS = 1200  # enough for the slowest direction at condition 20
@@ -46,7 +46,7 @@ class Config:
     rows: int = 4
     """Rows of Θ."""
     rank: int = 4
-    """r."""
+    """r: columns of V, at most n."""
     c: float = 1.0
     """Isotropy constant: E[VVᵀ] = cI."""
     condition: float = 20.0
@@ -62,7 +62,7 @@ class Config:
     inner: tuple[int, ...] = (1, 5, 20)
     """Inner steps K of the lazy loop."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False
@@ -231,9 +231,9 @@ def lazy(config: Config, name: str) -> list[dict[str, Any]]:
 def feedback_path(config: Config, name: str) -> dict[str, Any]:
     """Median loss of GradLite-like runs with a fresh orthonormal rank-r compressor, and the literal form's exact divergence factor.
 
-    Compressor QQᵀ, Q a fresh Haar frame each step (contractive with r/n), no noise, η = 0.1/λ_max; the same draws for all three. With the
+    Compressor QQᵀ, Q a fresh Haar frame each step (contractive with r/n), no noise, η = 0.1/λ_max; the same draws for all. With the
     basis held instead, the literal form multiplies a discarded direction by √(1+ηλ) a step: ``modulus`` at λ = 1, ``held`` measured.
-    Holds when EF14 and no feedback bring the loss down a hundredfold, and the literal form up, with ``held`` = ``modulus``.
+    Holds when EF14, EF21 and no feedback bring the loss down a hundredfold, and the literal form up, with ``held`` = ``modulus``.
     """
     quadratic = problem(config)
     H = torch.from_numpy(quadratic.H)
@@ -253,13 +253,13 @@ def feedback_path(config: Config, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"eta": eta, "step": points, "loss": [losses[t] for t in points]}
     row["holds"] = losses[-1] < 1e-2 * losses[0]
     if name == "literal":
-        modulus, held = feedback.literal_modulus(eta, 1.0), _literal_growth(eta)
+        modulus, held = feedback.literal_modulus(eta, 1.0), literal_growth(eta)
         row |= {"modulus": modulus, "held": held, "holds": losses[-1] > 1e2 * losses[0] and math.isclose(held, modulus, rel_tol=1e-9)}
     return row
 
 
-def _literal_growth(eta: float) -> float:
-    """Growth a step of (x, r) under the literal recursion in a direction that the compressor never keeps, measured over 2000 steps."""
+def literal_growth(eta: float) -> float:
+    """Growth a step of (x, r) under the literal recursion in a direction that the compressor never keeps, λ = 1, measured over 2000 steps."""
     x, r = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     logarithm, steps = 0.0, 2000
     for _ in range(steps):

@@ -1,6 +1,6 @@
 """Fine-tune a pretrained model on few examples: with gradients, whole or low-rank, and with forward passes alone; every method beside the others.
 
-Every contender gets ``trials`` learning rates, three around its own start and the others where the search leads (experiments/comparison/search.py),
+Every contender gets --trials learning rates, three around its own start and the others where the search leads (experiments/comparison/search.py),
 on the examples of a seed that is not compared; the smallest validation loss decides. Then it trains with every seed: other examples, head, order and
 draws. What is compared is the accuracy on the same test examples. Embeddings, norms and head train alike where there are gradients
 (--other-lr; --others head freezes all but the head). Methods that only ask for losses have a batch, a number of steps and, as published, a constant
@@ -27,7 +27,7 @@ from typing import Literal
 
 from estimators.transport import Policy
 from estimators.writing import Lift
-from experiments import runs
+from experiments import allowed, runs
 from experiments.comparison import grid, outcomes, search
 from experiments.finetuning import summary, tuner
 from experiments.finetuning.config import Head
@@ -42,15 +42,15 @@ class Config:
     """Compare methods by the accuracy they fine-tune to."""
 
     name: str = ""
-    """Of the run directory; model and task if empty."""
+    """Name of the run directory; model and task if empty."""
     model: str = "minilm"
     """minilm, smollm2, a folder or a hub name of transformers."""
     task: str = "rotten-tomatoes"
     """rotten-tomatoes, imdb, r8, sst2, sst5, snli, mnli, rte, trec, or a folder; for responses: dolly or a .jsonl file."""
     folder: Path | None = None
-    """train.jsonl and test.jsonl of a hub task, in its own schema, where there is no network."""
+    """Folder with train.jsonl and test.jsonl of a hub task, in its own schema, where there is no network."""
     data_sha256: str = ""
-    """Of the files of a local task; filled in, so that other data are another run."""
+    """SHA-256 of the files of a local task; filled in by the command, so that other data are another run."""
     head: Head = "classifier"
     """classifier (a linear head), prompt (label words), response (loss on responses only)."""
     method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
@@ -63,39 +63,39 @@ class Config:
     length: int = 64
     """Tokens a text is cut to."""
     rank: int | float = 8
-    """r of every layer, or a fraction of n."""
+    """r of every layer; a fraction in (0, 1) is r/n."""
     refresh_every: int = 20
     """K: steps between two subspaces."""
     state: Policy = "row_scale"
     """lowrank: optimizer state when V changes."""
     layers: int | float | None = 0.25
-    """lisa, owlore, badam: layers that have their turn."""
+    """lisa, owlore, badam: layers that have their turn at a time, a number or a share; None: each one's own."""
     others: Literal["all", "head"] = "all"
     """What is trained beside the matrices: all, or head."""
     other_lr: float | None = 3e-4
-    """Peak learning rate of embeddings, norms and head where there are gradients; the contender's own if none."""
+    """Peak learning rate of embeddings, norms and head where there are gradients; None: the contender's own."""
     trials: int = 4
     """Learning rates tried for each contender, at least 3."""
     lr: float | None = None
-    """Start of every search instead of the contender's own."""
+    """Learning rate at which every search starts; None: the contender's own."""
     seed: tuple[int, ...] = PROTOCOL
     """Seeds of the comparison."""
     steps: int = 30
-    """Optimizer steps with gradients."""
+    """Optimizer steps of methods with gradients."""
     sequences: int = 8
-    """Examples of each."""
+    """Examples in each of those steps."""
     forward_steps: int = 20
     """Steps of methods that only ask for losses."""
     forward_sequences: int = 16
-    """Examples of each."""
+    """Examples in each of those steps."""
     epsilon: float = 1e-3
-    """ε of loss differences."""
+    """Methods that only ask for losses: ε of the loss difference [F(W + εD) − F(W − εD)]/2ε."""
     queries: int = 1
-    """Directions a step of loss differences."""
+    """Methods that only ask for losses: directions a step."""
     momentum: float = 0.0
-    """β of loss differences."""
+    """Methods that only ask for losses: β of the momentum in the subspace."""
     weight_decay: float = 0.0
-    """Decoupled."""
+    """λ of the decoupled weight decay W ← (1 − lr·λ)W."""
     feedback: str = "ef14"
     """gradlite: ef14, ef21, literal (diverges), none."""
     residual: str = "bf16"
@@ -103,7 +103,7 @@ class Config:
     inner: str = "adam"
     """gradlite: step in its directions: adam, sgd (for ef21 and literal)."""
     precision: Precision = "fp32"
-    """fp32, bf16, bf16_weights."""
+    """fp32, bf16, bf16_weights, as in lowrank pretrain."""
     lift: Lift = "stochastic"
     """How updates reach 16-bit weights: stochastic (rounding), nearest, or for lowrank master (float32 copy)."""
     optimizer: Optimizer = "adamw"
@@ -116,20 +116,20 @@ class Config:
     """Trainings at a time, the cores shared between them."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
+    tensorboard: bool = False
+    """Write the rows of each training that is still to be made as scalars for TensorBoard too, into its folder ``tensorboard``."""
     quiet: bool = False
     """No progress bars."""
 
     def __post_init__(self) -> None:
         if not self.method or not self.seed:
             raise ValueError("nothing to compare: method and seed need at least one value")
-        if self.trials < 3:
-            raise ValueError(f"trials must be at least 3, got {self.trials}")
+        allowed.at_least(self, 3, "trials")
         if TUNING_SEED in self.seed:
-            raise ValueError(f"seed {TUNING_SEED} is the tuning seed")
+            raise ValueError(f"seed {TUNING_SEED} is the tuning seed; any other can be compared")
         if len(set(self.seed)) < len(self.seed):
             raise ValueError(f"a seed is named twice: {', '.join(map(str, self.seed))}")
-        if min(self.workers, self.tests, self.forward_steps, self.forward_sequences) < 1:
-            raise ValueError("workers, tests, forward_steps and forward_sequences must be at least 1")
+        allowed.at_least(self, 1, "workers", "tests", "forward_steps", "forward_sequences")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         for label in self.method:

@@ -78,13 +78,13 @@ class Config:
     model: str = "roberta-large"
     """roberta-large, roberta-tiny (two-class classifiers), or a LLaMA preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
     method: tuple[str, ...] = ()
-    """Methods, by the names of the table; all if none."""
+    """Methods, by the names of the table; all if none are named."""
     rank: int | float = 0.125
     """r of LowRank-IPA, LoRA and the optimizers with a frame; a fraction in (0, 1) is r/n. Methods without gradients have their own defaults."""
     sequences: int | None = None
-    """Sequences of the batch; default: 64 for classifiers, for LLaMA a micro-batch of lowrank pretrain MODEL."""
+    """Sequences of the batch; None: 64 for classifiers, for LLaMA a micro-batch of lowrank pretrain MODEL."""
     length: int | None = None
-    """Tokens a sequence; default: 128 for classifiers, for LLaMA as in lowrank pretrain MODEL."""
+    """Tokens a sequence; None: 128 for classifiers, for LLaMA as in lowrank pretrain MODEL."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32; bf16 (products in bfloat16, weights float32)."""
     real: bool = False
@@ -94,7 +94,7 @@ class Config:
     device: str = "cpu"
     """cpu or cuda: whose operations the fake tensors stand for, and where real ones are."""
     seed: int = 0
-    """Of weights and draws."""
+    """Seed of weights and draws."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False
@@ -191,8 +191,13 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def faked_steps(config: Config, name: str, device: torch.device) -> Ledger:
     """All steps on fake tensors, in a ledger with the parts PLAIN and, if anything changes, CHANGE."""
-    with faked(), Ledger(limit=config.operations) as ledger:
-        made = side(config, name, device, ledger)
+    return followed(lambda ledger: side(config, name, device, ledger), config.operations)
+
+
+def followed(make: Callable[[Ledger], Stepper | ForwardStepper], operations: int) -> Ledger:
+    """The steps of what ``make`` builds on fake tensors, told when a forward pass ends. ``ValueError`` after ``operations``."""
+    with faked(), Ledger(limit=operations) as ledger:
+        made = make(ledger)
         ledger.owned = lambda: owned(made)
         for p in made.task.model.parameters():
             if p.requires_grad:
@@ -245,12 +250,13 @@ def side(config: Config, name: str, device: torch.device, ledger: Ledger | None 
     if kind is not None:
         return ForwardStepper(kind, task)
     if ledger is not None:
-        task = Task(task.model, lambda loss=task.loss: _kept(loss(), ledger))
+        task = Task(task.model, lambda loss=task.loss: kept(loss(), ledger))
     task.model.train()
     return (FusedStepper if fused else Stepper)(made, device, task)
 
 
-def _kept(loss: Tensor, ledger: Ledger) -> Tensor:
+def kept(loss: Tensor, ledger: Ledger) -> Tensor:
+    """The loss, after a forward pass is over: what lives now waits for the backward pass."""
     ledger.keeps("activations")
     return loss
 

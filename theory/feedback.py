@@ -55,6 +55,11 @@ def ef14_matrix(eta: float, curvature: float, kept: float) -> Array:
     return np.array([[1 - eta * kept * curvature, -eta * kept], [(1 - kept) * curvature, 1 - kept]])
 
 
+def ef21_matrix(eta: float, curvature: float, kept: float) -> Array:
+    """The linear map of (x, h) in one EF21 step: h ← h + κ(λx − h);  x ← x − ηh."""
+    return np.array([[1 - eta * kept * curvature, -eta * (1 - kept)], [kept * curvature, 1 - kept]])
+
+
 def literal_matrix(eta: float, curvature: float, kept: float) -> Array:
     """The linear map of (x, r) in one step of GradLite as transcribed, on f = (λ/2)x² with g̃ = κg.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from estimators.writing import Lift
+from experiments import allowed
 from experiments.training.methods import METHODS, Projected
 from experiments.training.options import Options
 from optimizers import ZEROTH_ORDER
@@ -75,9 +76,9 @@ class Tuning(Options):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         super().__post_init__()
-        for name in ("k", "tests", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        allowed.at_least(self, 1, "k", "tests", "queries")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if not 0 < self.epsilon < float("inf"):
             raise ValueError(f"epsilon must be positive and finite, got {self.epsilon}")
         if issubclass(METHODS.get(self.method, object), Projected) and self.optimizer not in ("adamw", "adamw8bit"):

@@ -24,7 +24,7 @@ from experiments.finetuning.config import WITH_LAWS, Tuning
 from experiments.finetuning.objectives import Classifier, Objective, Prompt, Response
 from experiments.finetuning.ways import Differences, Gradients
 from experiments.text import labelled
-from experiments.training import checkpoint, cost
+from experiments.training import checkpoint, cost, models, tensorboard
 from experiments.training.schedule import warmup_cosine
 
 AT_ONCE = 64  # examples of an evaluation at a time; of responses, which have a row of logits a token, a quarter
@@ -40,7 +40,7 @@ class Tuner:
         self.objective.to(self.device)
         model = self.objective.model
         if config.precision == "bf16_weights":
-            model.to(torch.bfloat16)
+            models.in_bfloat16(model)
         if config.recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         if config.others == "head":
@@ -146,7 +146,8 @@ class Tuner:
         self.run.log({"kind": "end", "step": self.step, **said})
         if self.config.save_model:
             model: Any = self.way.finalize()
-            model.save_pretrained(self.run.path / "model")
+            with models.quietly():
+                model.save_pretrained(self.run.path / "model")
             self.objective.tokenizer.save_pretrained(self.run.path / "model")
         shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)
         self.run.finish()
@@ -202,4 +203,6 @@ def opened(config: Tuning) -> runs.Run:
 def tune(config: Tuning) -> runs.Run:
     """Train, or continue to train, and return the finished run directory. Raises ``runs.Stopped`` and ``WrongInput``."""
     run = opened(config)
-    return runs.trained(run, lambda: Tuner(config, run))
+    with tensorboard.followed(run, config.tensorboard) as followed:
+        runs.trained(followed, lambda: Tuner(config, followed))
+    return run

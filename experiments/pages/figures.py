@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.validation.travelling import HOOKS
 from optimizers import OPTIMIZERS
 
 PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory are told apart by marker
@@ -31,7 +32,13 @@ PALETTE = {  # Okabe–Ito and darker relatives; laws that coincide in theory ar
     "relora": "#B15928",
 }
 MARKERS = dict(zip(PALETTE, "osD^v<>pPXd*hH", strict=True))
-FEEDBACK = {"none": "#7F7F7F", "ef14": "#0072B2", "literal": "#D55E00"}
+TAKE_TURNS = (*OPTIMIZERS, *HOOKS)  # at the colours and markers of the laws
+FEEDBACK = {  # two of them often coincide
+    "none": {"color": "#7F7F7F", "linestyle": ":", "linewidth": 1.6},
+    "ef14": {"color": "#0072B2", "linestyle": "-", "linewidth": 3.2},
+    "ef21": {"color": "#E69F00", "linestyle": "--", "linewidth": 1.6},
+    "literal": {"color": "#D55E00", "linestyle": "-.", "linewidth": 1.6},
+}
 LAYERS = {
     "q_proj": "#0072B2",
     "k_proj": "#56B4E9",
@@ -51,17 +58,17 @@ def style() -> None:
 
 
 def colour(law: str) -> str:
-    """Of a law or of a variant whose label starts with its name; the optimizers in a frame take turns."""
+    """Of a law or of a variant whose label starts with its name; the optimizers in a frame and the hooks take turns."""
     name = law.split(" ")[0]
     if name in PALETTE:
         return PALETTE[name]
-    return list(PALETTE.values())[list(OPTIMIZERS).index(name) % len(PALETTE)] if name in OPTIMIZERS else "#000000"
+    return list(PALETTE.values())[TAKE_TURNS.index(name) % len(PALETTE)] if name in TAKE_TURNS else "#000000"
 
 
 def marker(law: str) -> str:
-    """Of a law; variants share an open square; the optimizers in a frame take turns. No two, nor one and a law, have colour and marker in common."""
-    if law in OPTIMIZERS and law not in MARKERS:
-        rounds, place = divmod(list(OPTIMIZERS).index(law), len(PALETTE))
+    """Of a law; variants share an open square; others take turns. No two, nor one and a law, have colour and marker in common."""
+    if law in TAKE_TURNS and law not in MARKERS:
+        rounds, place = divmod(TAKE_TURNS.index(law), len(PALETTE))
         return list(MARKERS.values())[(place + rounds + 1) % len(MARKERS)]  # a law has the marker of its own place
     return MARKERS.get(law, "s")
 
@@ -143,6 +150,7 @@ def spectra(layers: pd.DataFrame) -> Figure:
         share = np.maximum(np.array(values), 1e-9)
         ax.plot(index, share, color=LAYERS.get(kind, "#7F7F7F"), linewidth=0.9, alpha=0.8, label=kind)
     ax.set(xscale="log", yscale="log", xlabel="index of eigenvalue", ylabel="share of tr S", title="Spectrum of S by layer", ylim=(1e-7, 1))
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
@@ -158,7 +166,7 @@ def layer_facts(layers: pd.DataFrame) -> Figure:
     axes[0].scatter([], [], c="#555555", marker="o", s=22, label="effective rank / n")
     axes[0].scatter([], [], c="#555555", marker="^", s=22, label="stable rank / n")
     axes[0].set(xlabel="layer", yscale="log", title="How low-rank is S?")
-    axes[0].legend(frameon=False)
+    axes[0].legend(framealpha=0.8, edgecolor="none")
     axes[1].scatter(position, 100 * layers.signal_share, c=colours, s=22)
     for kind in dict.fromkeys(str(name).rsplit(".", 1)[-1] for name in layers.layer):
         axes[1].scatter([], [], c=LAYERS.get(kind, "#7F7F7F"), label=kind, s=22)
@@ -196,6 +204,7 @@ def loss_curves(rows: pd.DataFrame) -> Figure:
         )
         ax.axhline(float(group.stationary.iloc[0]), color=colour(law), linewidth=0.7, linestyle=":")
     ax.set(yscale="log", xlabel="step", ylabel="E[F]", title="Expected loss: exact (lines), simulated (points), level (dotted)")
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 
@@ -219,12 +228,13 @@ def stability(rows: pd.DataFrame) -> Figure:
 
 
 def feedback(rows: list[dict]) -> Figure:
-    """Median loss of the literal GradLite recursion, EF14 and no feedback under one sequence of compressors."""
+    """Median loss of the literal GradLite recursion, EF14, EF21 and no feedback under one sequence of compressors."""
     style()
     figure, ax = plt.subplots(figsize=(6.0, 3.4))
     for row in rows:
-        ax.plot(row["step"], row["loss"], color=FEEDBACK[row["law"]], linewidth=1.6, label=row["law"])
+        ax.plot(row["step"], row["loss"], **FEEDBACK[row["law"]], label=row["law"])
     ax.set(yscale="log", xlabel="step", ylabel="median F", title="Error feedback, fresh rank-r compressor")
+    figure.tight_layout()
     legend(figure, ax)
     return figure
 

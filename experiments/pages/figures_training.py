@@ -84,7 +84,7 @@ def frames(merged: dict[str, dict[str, Any]]) -> Figure:
     axes[0].set(xscale="log", xlabel="variance / ‖g‖²", ylabel="‖bias‖² / ‖g‖²", title="gradient path")
     axes[1].set(xscale="log", xlabel="state / AdamW's", ylabel="noise / mean", title="update")
     figure.tight_layout()
-    legend(figure, axes[0])
+    legend(figure, axes[0], columns=1 if len(merged) <= 20 else 2)
     return figure
 
 

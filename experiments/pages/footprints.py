@@ -15,7 +15,7 @@ from experiments.training.faked import CATEGORIES
 FULL = "adamw"  # whom peaks are compared with
 HEADS = {"projector": "projector, residual"}
 KINDS = {  # kinds of rows → what they are
-    "footprint": "Peak of a plain step by category, bytes; change: peak of the steps in which V, a frame or a turn changes",
+    "footprint": "Peak of a plain step by category, MiB; at a change: peak of the steps in which V, a frame or a turn changes",
     "target": "Targets, over full AdamW with the same batch",
     "agreement": "Fake tensors beside the allocator",
     "not_run": "Not run",

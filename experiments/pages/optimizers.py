@@ -148,7 +148,7 @@ def section(rows: list[dict[str, Any]]) -> str:
                  "Left: what the frame passes on of a mini-batch gradient; the full gradient itself is adamw. Right: what is left after the "
                  "nonlinearity, against the state that is kept.")
         + "".join(f"<h3>{title}</h3>{table(told)}" for title, told in zip(TITLES, lines(rows), strict=True))
-        + details_block("Where each deliberately differs from its published code", table(differing).replace("<td>", "<td class='text'>"))
+        + details_block("Where each deliberately differs from its published code", table(differing))
     )  # fmt: skip
 
 

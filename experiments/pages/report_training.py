@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any
 
 import pandas as pd
 
 from experiments import runs
-from experiments.pages import comparisons, figures_bench, figures_training, footprints
-from experiments.pages.page import details_block, figure, records, table, verdict
+from experiments.pages import comparisons, figures_bench, figures_training, footprints, summary
+from experiments.pages.page import details_block, factored, figure, records, table, verdict
+from theory.memory import CATEGORIES
+
+BYTES = (*CATEGORIES, "total", "payload", "wire", "predicted", "measured", "fake", "allocated")  # of the rows of memory
 
 
 def pretrain(run: runs.Run, rows: list[dict[str, Any]]) -> str:
@@ -123,8 +127,7 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     for kind, title in titles.items():
         mine = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
         if mine:
-            columns = list(dict.fromkeys(key for row in mine for key in row))
-            text += f"<h3>{title}</h3>" + table([{key: row.get(key) for key in columns} for row in mine])
+            text += f"<h3>{title}</h3>" + factored(mine)
     if any("ratio_q1" in row for row in rows):
         text += figure(lambda: figures_bench.ratios(rows), "Medians and quartiles over the named peer; a bar is what was to be reached.")
     if any(row["kind"] == "growth" for row in rows):
@@ -137,18 +140,30 @@ def bench(run: runs.Run, rows: list[dict[str, Any]]) -> str:
 def memory(rows: list[dict[str, Any]]) -> str:
     """Predicted bytes of a step, bytes sent, and measured peaks where there are some."""
     titles = {
-        "memory": "Predicted peak of a step on one device, bytes",
+        "memory": "Predicted peak of a step on one device",
         "communication": "Sent in a step",
         "measured": "Predicted and measured",
         **footprints.KINDS,
     }
     text = ""
     for kind, title in titles.items():
-        mine = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
-        if mine:
-            columns = list(dict.fromkeys(key for row in mine for key in row))
-            text += f"<h3>{title}</h3>" + table([{key: row.get(key) for key in columns} for row in mine])
+        mine = [row for row in rows if row["kind"] == kind]
+        if not mine:
+            continue
+        text += f"<h3>{title}</h3>"
+        if kind == "footprint":  # in MiB, as on the terminal
+            first = mine[0]
+            text += f"<p>{first['model']}, batch {first['sequences']} × {first['length']} tokens, {first['precision']}.</p>"
+            text += table(footprints.lines(mine))
+        else:
+            text += factored([{key: _size(key, value) for key, value in row.items() if key != "kind"} for row in mine])
+        if kind == "target":
+            text += "".join(f"<p>{html.escape(footprints.verdict(row))}.</p>" for row in mine)
     return text
+
+
+def _size(name: str, value: Any) -> Any:
+    return summary.binary(value) if name in BYTES and value is not None else value
 
 
 def _kinds(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:

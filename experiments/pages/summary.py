@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pages import benches, finetuning, footprints, optimizers, scaling
+from experiments.pages import advice, benches, finetuning, footprints, optimizers, scaling
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -106,6 +106,9 @@ def found(run: Run) -> list[Any]:
             kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
             told = finetuning.lines(finetuning.merged(kinds), run.config["head"] == "response")
             return [_plain("on the test examples", tuple(told[0]), [tuple(line.values()) for line in told]), finetuning.asked(run.config)]
+        case "advise":
+            told = advice.lines(rows)
+            return [_plain(advice.HEADING, tuple(told[0]), [tuple(line.values()) for line in told]), *advice.reasons(rows, run.config)]
         case "bench":
             shown = [row for row in rows if "ratio" in row and row["kind"] != "regression"]
             lines = [
@@ -232,7 +235,12 @@ KINDS = {
     "feedback": "error feedback converges, literal diverges",
     "step": "time of a step over full AdamW",
     "memory": "saved activations over nn.Linear",
-    "optimizers": "time of an update over its target",
+    "sampling": "time of drawing V within its target",
+    "measure": "time of many draws within its target",
+    "layer": "time of one layer within its target",
+    "optimizer": "time of an update within its target",
+    "start": "time until the package answers within its target",
+    "regression": "times no slower than before",
     "state": "state bytes are the formula's",
     "promise": "mean of the gradient path is what the method promises",
     "live": "share of a run for live measurement",

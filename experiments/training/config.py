@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from experiments import allowed
 from experiments.training import models
 from experiments.training.methods import METHODS
 from experiments.training.options import Options
@@ -51,12 +52,8 @@ class Config(Options):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         super().__post_init__()
-        for name in ("accumulate", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every", "measure_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        allowed.at_least(self, 1, "accumulate", "keep_checkpoints")
+        allowed.at_least(self, 0, "eval_every", "measure_every")
         if self.eval_tokens < self.length:
             raise ValueError(f"eval_tokens must be at least length={self.length}, got {self.eval_tokens}")
         if self.sequences % self.accumulate:

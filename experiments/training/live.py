@@ -83,7 +83,7 @@ class Live:
         second_, signal_, realised_, captured_ = packed[:4].tolist()
         on_, signal_on_ = packed[4 : 4 + k], packed[4 + k :]
         share = half / (self.accumulate * len(X) * processes.size())  # the noise of a step is this share of the noise of a half
-        known_levels = _levels(law)
+        known_levels = levels_of(law)
         predicted = levels.ipa(known_levels, second_, signal_, on_, signal_on_)
         whole = levels.ipa(
             known_levels, signal_ + share * (second_ - signal_), signal_, signal_on_ + share * (on_ - signal_on_), signal_on_
@@ -102,7 +102,8 @@ def known(law: Law, V: Tensor) -> Tensor:
     return basis.to(V)
 
 
-def _levels(law: Law) -> levels.Levels:
+def levels_of(law: Law) -> levels.Levels:
+    """What theory says of a law, from its own fields."""
     values = {f.name: getattr(law, f.name) for f in fields(law) if f.name not in ("n", "rank", "c", "basis")}
     parameters = {name: v.detach().double().cpu().numpy() if isinstance(v, Tensor) else v for name, v in values.items() if v is not None}
     return levels.levels(law.stem, law.n, law.rank, law.c, **parameters)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from experiments.runs import WrongInput, progress
@@ -59,6 +60,15 @@ def build(preset: str, seed: int, **changes: int) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def in_bfloat16(model: nn.Module) -> None:
+    """All that is saved of ``model`` in bfloat16, in place. Buffers that are not saved, such as the frequencies of rotary positions, stay what
+    ``from_pretrained`` makes of them: in 8 bits of precision the model would be another one, the more the later the token."""
+    saved = model.state_dict().keys()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in saved and tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.bfloat16)
 
 
 def parameters(preset: str) -> int:
@@ -121,6 +131,9 @@ def quietly() -> Iterator[None]:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(
+            patch.object(tqdm, "__init__", functools.partialmethod(tqdm.__init__, disable=True))
+        )  # in a notebook they are widgets
         if find_spec("gguf"):
             gguf = import_module("gguf")
             for name in ("GGUFReader", "get_tensor_name_map"):

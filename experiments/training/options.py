@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
 from estimators import LAWS
 from estimators.transport import Policy
 from estimators.writing import Lift
+from experiments import allowed
+from optimizers import OPTIMIZERS
 
 Precision = Literal["fp32", "bf16", "bf16_weights"]
 Optimizer = Literal["adamw", "sgd", "muon", "adamw8bit"]
+RULES = {  # also where the method does not read them: a slip should not pass unseen
+    "variant": OPTIMIZERS["galore"].choices["variant"],
+    **{name: OPTIMIZERS["gradlite"].choices[name] for name in ("feedback", "residual", "inner")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +26,10 @@ class Options:
     """Of a training by one method."""
 
     method: str = "lowrank"
-    """lowrank (LowRank-IPA), adamw (every weight), lora, relora, compact, an estimate from a compressed input
-    (tokens, rad, wta_crs, velora), or an optimizer of `lowrank optimizers`: galore, golore, flora, …"""
+    """lowrank (LowRank-IPA), adamw (every weight), lora, relora, compact, an estimate from a compressed input: tokens, rad, wta_crs,
+    velora; or an optimizer of `lowrank optimizers`: galore, golore, flora, …"""
     law: str = "haar_stiefel"
-    """Law of V, a name from LAWS."""
+    """Law of V, a name from LAWS: those of `lowrank validate`."""
     rank: int | float = 0.25
     """r of every layer; a fraction in (0, 1) is r/n of each layer (tokens, wta_crs: of the tokens of its input; velora: groups of features)."""
     c: float = 1.0
@@ -36,7 +43,7 @@ class Options:
     lift: Lift = "master"
     """How lifts reach 16-bit weights: master (float32 copy), stochastic (rounding), nearest (small lifts are lost)."""
     store: bool = True
-    """Keep V; otherwise draw it from its key at each use."""
+    """Keep V in memory; otherwise draw it from its key at each use."""
     keep: float = 2.0
     """Fitted laws: directions known a layer, as a multiple of its rank."""
     basis_every: int = 1
@@ -46,13 +53,13 @@ class Options:
     lora_scale: float = 1.0
     """LoRA: s in W + s·BA (α/r)."""
     alpha: float | None = None
-    """α, scale of the projected update of galore and others; the method's own if none."""
+    """α, scale of the projected update of galore and others; None: the method's own."""
     variant: str = "paper"
     """Rule of galore and others: paper, or reference-code where the published code differs."""
     random_from: int = 0
     """golore: steps after which directions are random."""
     layers: int | float | None = None
-    """lisa, owlore, badam: layers that have their turn in a period of K steps, a number or a share; the method's own if none."""
+    """lisa, owlore, badam: layers that have their turn in a period of K steps, a number or a share; None: the method's own."""
     feedback: str = "ef14"
     """gradlite: ef14, ef21, literal (diverges), none."""
     residual: str = "bf16"
@@ -64,13 +71,13 @@ class Options:
     lr: float = 3e-3
     """Peak learning rate: linear warm-up, then cosine."""
     other_lr: float | None = None
-    """Peak learning rate of embeddings, head and norms; lr if none."""
+    """Peak learning rate of embeddings, head and norms; None: that of --lr."""
     warmup: float = 0.1
     """Share of the steps in warm-up."""
     final_lr: float = 0.1
     """Share of the peak learning rate at the end."""
     weight_decay: float = 0.0
-    """Decoupled; on W + BVᵀ, not on B alone. LoRA decays its factors."""
+    """λ of the decoupled weight decay W ← (1 − lr·λ)W; on W + BVᵀ, not on B alone. LoRA decays its factors."""
     clip: float = 1.0
     """Largest norm of the gradient of all trained parameters together (with the sketches ĜV in the place of Ĝ); 0 for none."""
     fused: bool = False
@@ -81,9 +88,9 @@ class Options:
     sequences: int = 16
     """Sequences a step, of all processes together."""
     precision: Precision = "fp32"
-    """fp32; bf16 (products in bfloat16, weights float32); bf16_weights (all weights in bfloat16; ``lift`` protects the projected ones only)."""
+    """fp32; bf16 (products in bfloat16, weights float32); bf16_weights (all weights in bfloat16; --lift protects the projected ones only)."""
     seed: int = 0
-    """Of initialisation, data order and draws."""
+    """Seed of initialisation, data order and draws."""
     max_skipped: int = 10
     """Steps with a loss or gradient that is not finite that a run survives; each is skipped and counted."""
     checkpoint_every: int = 100
@@ -92,25 +99,28 @@ class Options:
     """cpu, cuda, or auto."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
+    tensorboard: bool = False
+    """Write the rows of the run as scalars for TensorBoard too, into its folder ``tensorboard``."""
     quiet: bool = False
     """No progress bars."""
 
     def __post_init__(self) -> None:
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed: pip install 'lowrank-gradients[tensorboard]', or leave --tensorboard out")
         for name, known in (("law", LAWS), ("optimizer", get_args(Optimizer)), ("precision", get_args(Precision))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         for name in ("lr", "c", "lora_scale", "keep"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("steps", "sequences", "refresh_every", "lift_every", "basis_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        allowed.at_least(self, 1, "steps", "sequences", "refresh_every", "lift_every", "basis_every")
         for name in ("alpha", "other_lr", "layers"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name in ("weight_decay", "clip", "checkpoint_every", "max_skipped"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        allowed.at_least(self, 0, "weight_decay", "clip", "checkpoint_every", "max_skipped")
+        for name, known in RULES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         for name in ("warmup", "final_lr", "online"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

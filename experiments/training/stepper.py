@@ -35,7 +35,7 @@ def language(settings: Config, device: torch.device, **changes: int) -> Task:
     """Next tokens of ``sequences`` × ``length`` random tokens, by a LLaMA preset; ``changes``: to its sizes."""
     model = models.build(settings.model, settings.seed, **changes).to(device)  # pyright: ignore[reportArgumentType]
     if settings.precision == "bf16_weights":
-        model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+        models.in_bfloat16(model)
     objective = Objective(model, torch.bfloat16 if settings.precision == "bf16" else None, settings.compile)
     generator = keyed.generator(settings.seed, "bench", 0)
     entries = models.PRESETS[settings.model]["vocab_size"]

@@ -50,7 +50,7 @@ class Trainer:
         model = models.build(config.model, config.seed)
         model.to(self.device)  # pyright: ignore[reportArgumentType]
         if config.precision == "bf16_weights":
-            model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+            models.in_bfloat16(model)
         if config.checkpoint_activations:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model  # its operations are counted before a method adds factors of its own
@@ -214,7 +214,9 @@ class Trainer:
         if found is None and self.config.resume is not None:
             found = checkpoint.load_latest(self.config.resume / "checkpoints", say)
             if found is None:
-                raise runs.WrongInput(f"{self.config.resume} has no checkpoint to resume from")
+                raise runs.WrongInput(
+                    f"{self.config.resume} has no checkpoint to resume from; name the directory of a run of lowrank pretrain"
+                )
         if found is None:
             self.run.renew()
             return

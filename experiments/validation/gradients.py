@@ -35,11 +35,12 @@ def populations(
     names: list[str] | None = None,
     budget_bytes: int = BUDGET_BYTES,
     tick: Callable[[int], None] = lambda _: None,
+    loss: Callable[[nn.Module, Tensor], Tensor] = loss_of,
 ) -> Iterator[tuple[str, Tensor]]:
     """(layer name, gradients (N, m, n) float32 on the model's device) for the layers ``names`` (default: all), N = ``count``.
 
-    ``batch(i)`` gives the token ids of mini-batch i. Layers are taken in groups that fit ``budget_bytes``; every group runs all N backward passes
-    again, so memory is bounded for any model. ``tick`` hears of every backward pass.
+    ``batch(i)`` gives the token ids of mini-batch i, ``loss(model, ids)`` its loss. Layers are taken in groups that fit ``budget_bytes``; every group
+    runs all N backward passes again, so memory is bounded for any model. ``tick`` hears of every backward pass.
     """
     layers = {name: layer for name, layer in linear_layers(model).items() if names is None or name in names}
     wanted = {id(p): p.requires_grad for p in model.parameters()}
@@ -51,7 +52,7 @@ def populations(
                 layers[name].weight.requires_grad_(True)
             stacks = {name: layers[name].weight.new_empty(count, *layers[name].weight.shape) for name in group}
             for i in range(count):
-                gradients = torch.autograd.grad(loss_of(model, batch(i)), [layers[name].weight for name in group])
+                gradients = torch.autograd.grad(loss(model, batch(i)), [layers[name].weight for name in group])
                 for name, gradient in zip(group, gradients, strict=True):
                     stacks[name][i] = gradient
                 tick(1)

@@ -179,6 +179,26 @@ def test_rank_as_a_number_and_as_a_share_of_in_features(rank: int | float, expec
     assert rank_of(16, 0.5) == 8
 
 
+def test_a_rank_for_every_layer_by_its_name() -> None:
+    model = nn.Sequential(nn.Linear(8, 9), nn.Linear(8, 20), nn.Linear(16, 9))
+    handle = convert(model, rank={"0": 3, "2": 5})
+    assert {name: layer.rank for name, layer in handle.layers.items()} == {"0": 3, "2": 5}
+    assert handle.left_alone["1.weight"] == "no rank is given for it"
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        ({}, "no layer has a rank"),
+        ({"3": 2}, "'3' is no nn.Linear of Sequential"),
+        ({"0": 0}, "rank of '0' must be a positive integer, got 0"),
+    ],
+)
+def test_wrong_ranks_by_name(rank: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        convert(nn.Sequential(nn.Linear(8, 9)), rank=rank)
+
+
 def test_a_share_too_large_for_one_layer_leaves_only_that_one() -> None:
     handle = convert(nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 16)), rank=0.5)
     assert list(handle.layers) == ["1"] and "min(m, n) = 4 is not above the rank 8" in handle.left_alone["0.weight"]

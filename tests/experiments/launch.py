@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def command(text: Path, runs_dir: Path, *more: str) -> list[str]:
 
 def interrupted_command(text: Path, folder: Path) -> list[str]:
     flags = f"--steps {STEPS} --sequences 2 --refresh-every 5 --eval-tokens 256 --measure-every 0 --checkpoint-every 0"
-    return command(text, folder / "interrupted", *flags.split())
+    watched = ["--tensorboard"] if find_spec("tensorboard") else []
+    return command(text, folder / "interrupted", *flags.split(), *watched)
 
 
 def interrupted(run: runs.Run) -> None:

