@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from estimators.transport import Policy
-from experiments import publish, runs
+from experiments import allowed, publish, runs
 from experiments.comparison import grid
 from experiments.pages import figures, figures_scaling
 from experiments.scales import fitting, outcomes, plan
@@ -89,8 +89,9 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        if self.resamples < 40 or self.tokens_per_weight <= 0:
-            raise ValueError("resamples must be at least 40, for bounds of 95 %, and tokens_per_weight positive")
+        allowed.at_least(self, 40, "resamples")
+        if not self.tokens_per_weight > 0:
+            raise ValueError(f"tokens_per_weight must be positive, got {self.tokens_per_weight}")
         for name in (*self.model, *self.extrapolate):
             if name not in models.PRESETS:
                 raise ValueError(f"unknown model {name!r}, known are {', '.join(models.PRESETS)}")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import cli, pretrain, publish, report, runs, scaling
+from experiments import arguments, cli, pretrain, publish, report, runs, scaling
 from experiments.comparison import grid
 from experiments.comparison import outcomes as compared
 from experiments.pages import figures_scaling, summary
@@ -235,7 +235,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(flags: str, message: str, tmp_p
 
 
 def test_learning_rates_are_given_by_name() -> None:
-    config = cli._parse("scaling", scaling, ["cpu", "--law", "--baselines", "adamw", "galore", "--lr", "adamw", "3e-3", "galore", "0.03"])
+    config = arguments.configuration(
+        "scaling", scaling, ["cpu", "--law", "--baselines", "adamw", "galore", "--lr", "adamw", "3e-3", "galore", "0.03"]
+    )
     assert config.lr == {"adamw": 3e-3, "galore": 0.03} and config.law == ()
 
 
