@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from estimators import LAWS
-from experiments.pages import comparisons, figures_scale, markers, readme
+from experiments.pages import comparisons, figures_scale, markers, readme, scaling
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
@@ -34,6 +34,18 @@ def test_the_fronts_are_of_the_committed_costs(name: str) -> None:
     if figure is not None:
         labels = {text.get_text() for ax in figure.axes for text in ax.texts}
         assert labels and all(f">{label}<" in file.read_text(encoding="utf-8") for label in labels)
+
+
+@pytest.mark.parametrize("name", scaling.NAMES)
+def test_the_figure_of_a_scaling_law_is_of_its_committed_rows(name: str) -> None:
+    figure, file = scaling.figure_of(name), readme.RESULTS / "scaling" / f"{name}.svg"
+    assert (figure is not None) == file.exists()
+    if figure is not None:
+        drawn = file.read_text(encoding="utf-8")
+        labels = [ax.get_title() for ax in figure.axes] + [
+            line for text in figure.axes[-1].get_xticklabels() for line in text.get_text().split("\n")
+        ]
+        assert all(f">{label}<" in drawn for label in [*labels, "extrapolated"])
 
 
 def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:
