@@ -19,6 +19,7 @@ QUESTIONS = {
     "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA, ReLoRA, GaLore and others; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
+    "scaling": "one scaling law for all estimators: what each is worth in tokens of full AdamW, with intervals, extrapolated to 7B",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "lens": "a gradient in tokens: of a prompt, of singular directions, and what estimators keep of it",
@@ -50,6 +51,7 @@ Examples:
   lowrank pretrain tiny --law haar_stiefel --rank 0.25 --lr 3e-3
   lowrank pretrain tiny --method adamw
   lowrank pretrain tiny --method galore --rank 32 --lr 1e-2
+  lowrank scaling cpu
   lowrank optimizers
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank lens --prompt "Water boils at a hundred degrees."

@@ -39,7 +39,7 @@ class Config:
     """Bytes of a training step by category, and bytes sent by collective."""
 
     model: str = "tiny"
-    """Preset: tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
+    """Preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
     method: str = "lowrank"
     """lowrank (LowRank-IPA), adamw (every weight), lora."""
     law: str = "haar_stiefel"

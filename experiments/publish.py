@@ -24,6 +24,7 @@ KEPT = {  # question → kinds of rows worth committing
     "dynamics": ("curve", "stability", "lazy", "feedback"),
     "pretrain": ("train", "eval", "live", "end", "skip"),
     "compare": ("trial", "final", "paired", "curve", "cost", "init", "spike", "spike_paired"),
+    "scaling": ("trial", "point", "parameter", "quality", "tokens", "check"),
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
     "lens": ("direction", "kept", "estimator", "layer"),

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.pages import advice, configurations, dynamics, finetuning, lens, optimizers, report_training, summary, validation
+from experiments.pages import advice, configurations, dynamics, finetuning, lens, optimizers, report_training, scaling, summary, validation
 from experiments.pages.page import Link, document, section, share, table
 
 ABOUT = {  # question → what the title of a page says of it
@@ -28,6 +28,7 @@ ABOUT = {  # question → what the title of a page says of it
     "dynamics": "dynamics",
     "pretrain": "training",
     "compare": "comparison in training",
+    "scaling": "scaling law",
     "finetune": "fine-tuning",
     "tuning": "fine-tuning",
     "bench": "speed",
@@ -84,6 +85,8 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Training: {run.path.name}", report_training.pretrain(run, rows)
         case "compare":
             return f"Comparison in training: {config['model']}", report_training.compare(run, rows)
+        case "scaling":
+            return f"Scaling law: {config['name']}", scaling.section(run, rows)
         case "finetune":
             return f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
         case "tuning":

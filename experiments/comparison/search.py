@@ -22,7 +22,12 @@ def start(method: str) -> float:
 
 def first(method: str) -> list[float]:
     """Three learning rates around ``start``."""
-    return [rounded(start(method) * FACTOR**power) for power in (-1, 0, 1)]
+    return around(start(method))
+
+
+def around(rate: float) -> list[float]:
+    """Three learning rates, ``rate`` the middle one."""
+    return [rounded(rate * FACTOR**power) for power in (-1, 0, 1)]
 
 
 def following(losses: Mapping[float, float]) -> float:

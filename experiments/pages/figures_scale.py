@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.pages import comparisons, figures_training, finetuning, lens, redraws, stalling
+from experiments.pages import scaling as scaling_law
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS, committed_kinds
 
@@ -112,5 +113,8 @@ if __name__ == "__main__":
     drawn |= {folder / "coupling.svg": stalling.figure()}
     if (figure := second_moment()) is not None:
         drawn[folder / redraws.FIGURE] = figure
+    drawn |= {
+        RESULTS / "scaling" / f"{name}.svg": figure for name in scaling_law.NAMES if (figure := scaling_law.figure_of(name)) is not None
+    }
     for file, figure in drawn.items():
         file.write_text(svg(figure) + "\n", encoding="utf-8")

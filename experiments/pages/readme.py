@@ -30,6 +30,7 @@ from experiments.pages import (
     redraws,
     references,
     reproduce,
+    scaling,
     stalling,
 )
 from experiments.pages.markers import updated
@@ -158,6 +159,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     },
     GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown},
     GUIDES / "finetuning.md": {"finetune": partial(finetuning.markdown, finetuning.COMMITTED[0])},
+    GUIDES / "scaling.md": {"scaling": partial(scaling.short, scaling.NAMES[0])},
     GUIDES / "reproduce.md": {"reproduce": reproduce.markdown},
     GUIDES / "command-line.md": {"usage": guides.usage},
     GUIDES / "glossary.md": {"law names": guides.laws},
@@ -167,6 +169,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     | {"compare initial-scale": partial(redraws.initial, "initial-scale"), "compare coupling": partial(comparisons.differences, "coupling")}
     | {"stalling": stalling.markdown}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
+    | {f"scaling {name}": partial(scaling.markdown, name) for name in scaling.NAMES}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {f"lens {name}": partial(lens.markdown, name) for name in lens.COMMITTED}
     | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},

@@ -61,6 +61,7 @@ TITLES = {
     "2510.17802": "Unbiased Gradient Low-Rank Projection",
     "2510.22467": "Backward-Friendly Optimization: Training Large Language Models with Approximate Gradients under Memory Constraints",
     "2512.07112": "FOAM: Blocked State Folding for Memory-Efficient LLM Training",
+    "2602.07712": "Towards Robust Scaling Laws for Optimizers",
     "2603.20632": "Optimal low-rank stochastic gradient estimation for LLM training",
 }
 OLDER = {  # as modules name them

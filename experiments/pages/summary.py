@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.pages import advice, benches, finetuning, footprints, lens, optimizers
+from experiments.pages import advice, benches, finetuning, footprints, lens, optimizers, scaling
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -98,6 +98,11 @@ def found(run: Run) -> list[Any]:
                 _plain("held-out loss (nats/token)", ("contender", "loss", "seeds"), [*losses, *differences]),
                 *([_plain("costs", head, spent)] if spent else []),
             ]
+        case "scaling":
+            kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
+            tables = (("efficiency, full AdamW 1", scaling.factors(kinds)), ("tokens of AdamW over own", scaling.saved(kinds)))
+            shown = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in tables if told]
+            return [*shown, *scaling.told(kinds)]
         case "finetune":
             kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
             told = finetuning.lines(finetuning.merged(kinds), run.config["head"] == "response")

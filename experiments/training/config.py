@@ -20,7 +20,7 @@ class Config(Options):
     """Pre-train a LLaMA preset on text."""
 
     model: str = "tiny"
-    """Preset: tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
+    """Preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
     length: int = 128
     """Tokens a sequence."""
     init: Init = "plain"
@@ -74,6 +74,9 @@ def _preset(model: str, **fields: Any) -> Config:
 
 
 PRESETS = {  # batches of the low-rank literature from 60m on: 512 sequences of 256 tokens, from 10 000 steps (GoLore) to 150 000 (GaLore)
+    "83k": _preset("83k"),
+    "267k": _preset("267k"),
+    "935k": _preset("935k"),
     "tiny": _preset("tiny"),
     "9m": _preset("9m", steps=2000),
     "20m": _preset("20m", sequences=64, length=256, accumulate=4, steps=5000, lr=2e-3),

@@ -38,7 +38,11 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: 
     }
 
 
-PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank literature; "tiny" has a vocabulary that fits its corpus
+PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank literature; "tiny" has a vocabulary that fits its corpus,
+    # sizes below one so small that embeddings and head, which train in full everywhere, are not most of the weights
+    "83k": _llama(32, 88, 4, 2, vocabulary=512) | {"max_position_embeddings": 512},
+    "267k": _llama(64, 176, 4, 2, vocabulary=512) | {"max_position_embeddings": 512},
+    "935k": _llama(128, 352, 4, 4, vocabulary=512) | {"max_position_embeddings": 512},
     "tiny": _llama(128, 352, 4, 4, vocabulary=2560) | {"max_position_embeddings": 512},
     "9m": _llama(128, 352, 4, 4),
     "20m": _llama(256, 688, 4, 4),

@@ -14,6 +14,9 @@ from experiments.training import models
 from experiments.training.methods import METHODS
 
 SIZES = {
+    "83k": 83_232,
+    "267k": 266_816,
+    "935k": 935_040,
     "tiny": 1_459_328,
     "9m": 8_995_968,
     "20m": 19_548_416,

@@ -12,7 +12,7 @@ import pytest
 
 from estimators import LAWS
 from estimators.transport import SECONDS
-from experiments.pages import comparisons, figures_scale, markers, readme, redraws, stalling
+from experiments.pages import comparisons, figures_scale, markers, readme, redraws, scaling, stalling
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
@@ -93,6 +93,18 @@ def test_the_sparse_code_dies_and_lives_as_the_sentence_says() -> None:
         and lives.x[grew] > lives.x[grew - 1]
     )
     assert plain.loss.iloc[-1] == 0.5 > 2 * lives.loss.iloc[-1]
+
+
+@pytest.mark.parametrize("name", scaling.NAMES)
+def test_the_figure_of_a_scaling_law_is_of_its_committed_rows(name: str) -> None:
+    figure, file = scaling.figure_of(name), readme.RESULTS / "scaling" / f"{name}.svg"
+    assert (figure is not None) == file.exists()
+    if figure is not None:
+        drawn = file.read_text(encoding="utf-8")
+        labels = [ax.get_title() for ax in figure.axes] + [
+            line for text in figure.axes[-1].get_xticklabels() for line in text.get_text().split("\n")
+        ]
+        assert all(f">{label}<" in drawn for label in [*labels, "extrapolated"])
 
 
 def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:
