@@ -26,6 +26,7 @@ QUESTIONS = {
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
+    "plan": "where sending m×r for m×n pays: memory and step time on up to 1,024 devices, by bandwidth and batch; measured with two processes",
     "advise": "which law, rank and K for your model and text: predicted error, memory and time, the Pareto set, one recommendation",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
@@ -57,6 +58,7 @@ Examples:
   lowrank lens --prompt "Water boils at a hundred degrees."
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank memory measure roberta-large
+  lowrank plan --model 70b --devices 64 1024
   lowrank advise --model smollm2 --data my.jsonl --budget-gb 2
   lowrank report runs/validate-* runs/dynamics-*
 

@@ -39,7 +39,7 @@ class Config:
     """Bytes of a training step by category, and bytes sent by collective."""
 
     model: str = "tiny"
-    """Preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
+    """Preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b, 70b."""
     method: str = "lowrank"
     """lowrank (LowRank-IPA), adamw (every weight), lora."""
     law: str = "haar_stiefel"
@@ -134,6 +134,7 @@ def setting(training: pretrain.Config, world_size: int, shard: Shard, device: De
         layers=shape["num_hidden_layers"],
         heads=shape["num_attention_heads"],
         vocabulary=shape["vocab_size"],
+        kv_heads=shape["num_key_value_heads"],
         fitted=training.method == "lowrank" and LAWS[training.law].fitted,
         masters=training.lift == "master",
         sequences=training.sequences // (training.accumulate * world_size),

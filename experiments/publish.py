@@ -31,6 +31,7 @@ KEPT = {  # question → kinds of rows worth committing
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
     "advise": ("layer", "candidate", "advice"),
+    "plan": ("plan", "threshold", "point"),
     "memory": ("memory", "communication", "measured", "footprint", "target", "agreement", "not_run"),
 }
 RESULTS = Path(__file__).parent / "results"

@@ -20,7 +20,19 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.pages import advice, configurations, dynamics, finetuning, lens, optimizers, report_training, scaling, summary, validation
+from experiments.pages import (
+    advice,
+    configurations,
+    dynamics,
+    finetuning,
+    lens,
+    optimizers,
+    plan,
+    report_training,
+    scaling,
+    summary,
+    validation,
+)
 from experiments.pages.page import Link, document, section, share, table
 
 ABOUT = {  # question → what the title of a page says of it
@@ -35,6 +47,7 @@ ABOUT = {  # question → what the title of a page says of it
     "advise": "advice",
     "lens": "gradients in tokens",
     "memory": "memory",
+    "plan": "devices and links",
     "optimizers": "optimizers in a frame",
 }
 
@@ -97,6 +110,9 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":
             return f"Memory and communication: {config['model']}", report_training.memory(rows)
+        case "plan":
+            title = "Steps of processes together" if config["measure"] else "A plan for many devices"
+            return f"{title}: {', '.join(config['model'])}", plan.section(run, rows)
         case "advise":
             return f"Advice: {config['model']}", advice.section(rows, config)
         case "optimizers":

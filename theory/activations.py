@@ -4,7 +4,8 @@ A block: n₁ = norm(x); q, k, v = Wn₁; q, k rotated; a = attention(q, k, v); 
 x′ = y + W_down p. T tokens, H = T·h and I = T·f elements. Each operation keeps what its derivative needs, every storage once:
 
 * norm, in float32: x (H; the residual stream itself where that is float32, else a copy), 1/rms (T), x/rms (H, for the trained weight);
-* attention with a fused kernel: q, k, v, a (H each) and a log-sum-exp a head (T·heads, float32); never the T×T scores;
+* attention with a fused kernel: q, a (H each), k, v (H each; of grouped queries κH) and a log-sum-exp a head (T·heads, float32);
+  never the T×T scores;
 * silu(g)·u: g, silu(g), u (I each);
 * a dense linear layer: its input X (Tn) to form DᵀX, D = ∂L/∂Y; lowrank: XV (Tr) instead; lora: X for A and XA (Tr) for B. Under autocast X
   is a 16-bit copy, one for each layer that reads it, unless it is 16-bit already; the layer also keeps the 16-bit copy of W that
@@ -28,8 +29,8 @@ def saved(setting: Setting, redraw: bool = False) -> dict[str, int]:
     H, I = setting.tokens * setting.hidden, setting.tokens * setting.intermediate
     kept: dict[str, int] = {}
     kept |= _kept_by_norm(setting, "norm1") | _kept_by_norm(setting, "norm2")
-    for name in ("q", "k", "v", "a"):
-        kept[name] = H * setting.product
+    kept |= {"q": H * setting.product, "a": H * setting.product}
+    kept |= dict.fromkeys(("k", "v"), setting.tokens * setting.keys * setting.product)
     kept["log-sum-exp"] = setting.tokens * setting.heads * SINGLE
     for name in ("gate", "silu", "up"):
         kept[name] = I * setting.product
@@ -63,14 +64,6 @@ def _kept_by(setting: Setting, matrix: Matrix, redraw: bool) -> dict[str, int]:
     if setting.casts and matrix.kind != "lowrank":
         kept[f"cast of {name}"] = HALF * (matrix.m * matrix.n + sum(rows * columns for rows, columns in matrix.factors()))
     return kept
-
-
-def cached_casts(setting: Setting) -> int:
-    """Bytes of the 16-bit copies of trained weights of a block that autocast keeps until it ends, checkpointed blocks or not."""
-    if not setting.casts:
-        return 0
-    trained = (m.factors() if m.kind == "lora" else ((m.m, m.n),) for m in setting.matrices if m.kind != "lowrank")
-    return HALF * sum(rows * columns for shapes in trained for rows, columns in shapes)
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class Ledger:
 def backward(setting: Setting, redraw: bool = False) -> list[Moment]:
     """One moment for every operation of a block's backward pass, from ∂L/∂x′ (in flight at the start) to ∂L/∂x (left at the end)."""
     book = Ledger(saved(setting, redraw), again=setting.accumulate > 1 and setting.shards == 1)
-    H, I = setting.tokens * setting.hidden, setting.tokens * setting.intermediate
+    H, I, K = (setting.tokens * features for features in (setting.hidden, setting.intermediate, setting.keys))
     a, s = setting.product, setting.stream
     matrices = {matrix.name: matrix for matrix in setting.matrices}
 
@@ -136,11 +129,11 @@ def backward(setting: Setting, redraw: bool = False) -> list[Moment]:
     _norm(book, setting, "norm2")
     book.line(new=H * a if a != s else 0)
     layer("o", a, H * a if a != s else 0)
-    book.line(new=3 * H * a, gone=H * a, freed=("q", "k", "v", "a", "log-sum-exp"))  # of q, k, v, from that of a
-    for _ in ("k", "q"):  # rotated back: d·cos, d·sin and the two halves put in their places
-        book.line(passing=3 * H * s + (H * s if a != s else 0))
-    layer("v", s, H * a)
-    layer("k", s, H * a)
+    book.line(new=(H + 2 * K) * a, gone=H * a, freed=("q", "k", "v", "a", "log-sum-exp"))  # of q, k, v, from that of a
+    for rotated in (K, H):  # back, k and q: d·cos, d·sin and the two halves put in their places
+        book.line(passing=3 * rotated * s + (rotated * s if a != s else 0))
+    layer("v", s, K * a)
+    layer("k", s, K * a)
     book.line(gone=H * s)
     layer("q", s, H * a, "n1")
     book.line(gone=H * s)

@@ -1,9 +1,11 @@
 """What decides the bytes of one training step of a LLaMA: shapes, method, precision, batch, devices. Element counts, no tensors.
 
-A block has seven matrices, each m×n with n in-features: q, k, v, o (h×h), gate, up (f×h), down (h×f); it has two norms of h numbers.
+A block has seven matrices, each m×n with n in-features: q, o (h×h), k, v (h×h; of grouped queries h·κ×h, κ = key and value heads over heads),
+gate, up (f×h), down (h×f); it has two norms of h numbers.
 Around the blocks are the embedding and the head (vocabulary×h each, not tied) and a last norm. Embedding, head and norms are trained in
 full by every method; a matrix is trained in full (``dense``), through B (m×r) with W frozen (``lowrank``), or through A (r×n) and B (m×r)
-with W frozen (``lora``). A layer with min(m, n) ≤ r is left dense. Source: estimators.selection's rules and Touvron et al., arXiv 2302.13971.
+with W frozen (``lora``). A layer with min(m, n) ≤ r is left dense. Source: estimators.selection's rules and Touvron et al., arXiv
+2302.13971; grouped queries: arXiv 2305.13245.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Setting:
     layers: int
     heads: int
     vocabulary: int
+    kv_heads: int | None = None  # None: as many as heads
     method: Method = "lowrank"
     rank: int | float = 0.25
     fitted: bool = False
@@ -94,6 +97,8 @@ class Setting:
         for name in ("hidden", "intermediate", "layers", "heads", "vocabulary", "sequences", "accumulate", "world_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{call}: {name} must be at least 1, got {getattr(self, name)}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"{call}: kv_heads must divide heads={self.heads}, got {self.kv_heads}")
         if self.length < 2:
             raise ValueError(f"{call}: length must be at least 2, got {self.length}")
         if self.rank <= 0 or (isinstance(self.rank, float) and self.rank >= 1):
@@ -105,6 +110,11 @@ class Setting:
     def tokens(self) -> int:
         """T: the last token of a sequence is a target only."""
         return self.sequences * (self.length - 1)
+
+    @property
+    def keys(self) -> int:
+        """Features of a key, and of a value: hκ."""
+        return self.hidden * (self.kv_heads or self.heads) // self.heads
 
     @property
     def weight(self) -> int:
@@ -134,8 +144,8 @@ class Setting:
     @cached_property
     def matrices(self) -> tuple[Matrix, ...]:
         """The seven matrices of a block."""
-        h, f = self.hidden, self.intermediate
-        shapes = {"q": (h, h), "k": (h, h), "v": (h, h), "o": (h, h), "gate": (f, h), "up": (f, h), "down": (h, f)}
+        h, f, k = self.hidden, self.intermediate, self.keys
+        shapes = {"q": (h, h), "k": (k, h), "v": (k, h), "o": (h, h), "gate": (f, h), "up": (f, h), "down": (h, f)}
         return tuple(self._matrix(name, m, n) for name, (m, n) in shapes.items())
 
     def _matrix(self, name: str, m: int, n: int) -> Matrix:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from theory.activations import Moment, around, backward, cached_casts, last_norm, saved
+from theory.activations import Moment, around, backward, last_norm, saved
 from theory.llama import HALF, SINGLE, Setting, Tensor
 
 CATEGORIES: tuple[str, ...] = (
@@ -184,8 +184,7 @@ class _Walk:
             last = H * setting.stream + (table * HALF if setting.weight == HALF else 0)
             share = (rows * setting.hidden + table) * HALF + (table * SINGLE if setting.device == "cpu" else 0)
             size += casts + max(logits * SINGLE, share, last)
-        cached = setting.layers * cached_casts(setting) if setting.checkpoint_activations else 0
-        activations = self._activations(setting.layers) + cached + H * setting.stream
+        activations = self._activations(setting.layers) + H * setting.stream
         gradients = self._gradients(0, 0)
         return self._at("loss", self._gathered(0), activations=activations, loss=size, gradients=gradients)
 

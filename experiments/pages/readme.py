@@ -27,6 +27,7 @@ from experiments.pages import (
     kernels,
     lens,
     optimizers,
+    plan,
     redraws,
     references,
     reproduce,
@@ -172,7 +173,13 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     | {f"scaling {name}": partial(scaling.markdown, name) for name in scaling.NAMES}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {f"lens {name}": partial(lens.markdown, name) for name in lens.COMMITTED}
-    | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},
+    | {
+        "plan": plan.markdown,
+        "footprints": footprints.llamas,
+        "primitives": benches.primitives,
+        "gpu steps": steps_table.table,
+        "kernels": kernels.markdown,
+    },
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

@@ -24,6 +24,7 @@ TITLES = {
     "2106.05203": "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback",
     "2110.02861": "8-bit Optimizers via Block-wise Quantization",
     "2302.13971": "LLaMA: Open and Efficient Foundation Language Models",
+    "2305.13245": "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
     "2305.15265": "Winner-Take-All Column Row Sampling for Memory Efficient Adaptation of Language Model",
     "2305.17333": "Fine-Tuning Language Models with Just Forward Passes",
     "2306.09782": "Full Parameter Fine-tuning for Large Language Models with Limited Resources",
@@ -77,6 +78,7 @@ OLDER = {  # as modules name them
     "Patarasuk and Yuan (2009)": "Bandwidth optimal all-reduce algorithms for clusters of workstations",
     "Roy & Vetterli (2007)": "The effective rank: a measure of effective dimensionality",
     "Seide et al. (2014)": "1-bit stochastic gradient descent and its application to data-parallel distributed training of speech DNNs",
+    "Thakur, Rabenseifner & Gropp (2005)": "Optimization of collective communication operations in MPICH",
     "Tropp (2011)": "Improved analysis of the subsampled randomized Hadamard transform",
     "Yates (1937)": "The design and analysis of factorial experiments",
 }

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.pages import advice, benches, finetuning, footprints, lens, optimizers, scaling
+from experiments.pages import advice, benches, finetuning, footprints, lens, optimizers, plan, scaling
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -107,6 +107,12 @@ def found(run: Run) -> list[Any]:
             kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
             told = finetuning.lines(finetuning.merged(kinds), run.config["head"] == "response")
             return [_plain("on the test examples", tuple(told[0]), [tuple(line.values()) for line in told]), finetuning.asked(run.config)]
+        case "plan":
+            shown = (("by devices and bandwidth", plan.main_table(rows)), ("measured", plan.point_table(rows)))
+            return [
+                *(_plain(title, tuple(lines[0]), [tuple(line.values()) for line in lines]) for title, lines in shown if lines),
+                *plan.told(rows),
+            ]
         case "advise":
             told = advice.lines(rows)
             return [_plain(advice.HEADING, tuple(told[0]), [tuple(line.values()) for line in told]), *advice.reasons(rows, run.config)]

@@ -86,4 +86,5 @@ PRESETS = {  # batches of the low-rank literature from 60m on: 512 sequences of 
     "350m": _preset("350m", sequences=512, length=256, accumulate=16, steps=60_000, lr=1e-3),
     "1b": _preset("1b", sequences=512, length=256, accumulate=32, steps=100_000, lr=5e-4),
     "7b": _preset("7b", sequences=512, length=256, accumulate=64, steps=150_000, lr=5e-4),
+    "70b": _preset("70b", sequences=512, length=256, accumulate=64, steps=150_000, lr=5e-4),
 }

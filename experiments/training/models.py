@@ -52,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # the LLaMA sizes of the low-rank litera
     "350m": _llama(1024, 2736, 24, 16),
     "1b": _llama(2048, 5461, 24, 32),
     "7b": _llama(4096, 11008, 32, 32),
+    "70b": _llama(8192, 28672, 80, 64) | {"num_key_value_heads": 8, "max_position_embeddings": 4096},
 }
 
 

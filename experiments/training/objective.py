@@ -30,6 +30,7 @@ class Objective(nn.Module):
     def forward(self, ids: Int[Tensor, "sequences length"], eager: bool = False) -> Float[Tensor, ""]:
         body: Any = self.model.model if eager else self._compiled[0]
         head: Any = self.model.get_output_embeddings()
-        with torch.autocast(ids.device.type, self.autocast) if self.autocast else nullcontext():
+        # every weight is cast once in a pass: a cache of the casts would only hold them, where blocks are recomputed all of them at once
+        with torch.autocast(ids.device.type, self.autocast, cache_enabled=False) if self.autocast else nullcontext():
             hidden = body(input_ids=ids[:, :-1]).last_hidden_state
             return linear_cross_entropy(hidden.flatten(0, 1), head.weight, ids[:, 1:].flatten())

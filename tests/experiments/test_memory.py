@@ -11,7 +11,7 @@ import torch
 from experiments import cli, memory, publish, runs
 from experiments.memory import Config
 from experiments.pages import summary
-from experiments.training import footprint
+from experiments.training import footprint, models
 from tests.experiments.launch import MEASURED
 
 CPU = torch.device("cpu")
@@ -102,6 +102,12 @@ def test_predicted_and_measured_peak_agree(fields: dict[str, Any], text: Path, t
     assert [row["step"] for row in rows] == (["plain", "redraw"] if fields.get("law") else ["plain"])
     for row in rows:
         assert abs(row["predicted"] / row["measured"] - 1) <= 0.1 and row["holds"], row
+
+
+@pytest.mark.parametrize("fields", [{"method": "adamw"}, {}, {"precision": "bf16"}])
+def test_grouped_queries_are_predicted(fields: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.PRESETS, "tiny", models.PRESETS["tiny"] | {"num_key_value_heads": 1})
+    assert all(row["holds"] for row in measured(text, tmp_path, **fields))
 
 
 # the command

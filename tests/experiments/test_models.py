@@ -26,6 +26,7 @@ SIZES = {
     "350m": 367_969_280,
     "1b": 1_339_082_752,
     "7b": 6_738_415_616,
+    "70b": 68_976_648_192,
 }
 
 
@@ -33,7 +34,11 @@ def parts(preset: str) -> tuple[int, int, int]:
     """(embeddings and head, linear layers of the blocks, norms) by the formulas of the architecture."""
     p = models.PRESETS[preset]
     h, i, layers = p["hidden_size"], p["intermediate_size"], p["num_hidden_layers"]
-    return 2 * p["vocab_size"] * h, layers * (4 * h * h + 3 * h * i), (2 * layers + 1) * h
+    return (
+        2 * p["vocab_size"] * h,
+        layers * ((2 + 2 * p["num_key_value_heads"] / p["num_attention_heads"]) * h * h + 3 * h * i),
+        (2 * layers + 1) * h,
+    )
 
 
 @pytest.mark.parametrize("preset", SIZES)

@@ -221,3 +221,19 @@ def test_rows_are_cut_into_equal_chunks() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**fields)
+
+
+def test_grouped_queries_share_keys_and_values() -> None:
+    """Half as many keys and values: half of k and v in weights and between the passes, all else as it was."""
+    whole, grouped = tiny(method="adamw"), tiny(method="adamw", kv_heads=2)
+    assert [(m.m, m.n) for m in grouped.matrices[:4]] == [(h, h), (h // 2, h), (h // 2, h), (h, h)]
+    assert sum(t.elements() for t in whole.parameters()) - sum(t.elements() for t in grouped.parameters()) == L * h * h
+    assert sum(activations.saved(whole).values()) - sum(activations.saved(grouped).values()) == 4 * T * h
+    left, found = (activations.backward(setting)[-1] for setting in (whole, grouped))
+    assert (found.activations, found.temporaries) == (
+        left.activations,
+        left.temporaries,
+    )  # what the first norm keeps, and H-sized derivatives
+    assert left.gradients - found.gradients == 4 * h * h
+    with pytest.raises(ValueError, match="kv_heads must divide heads=4, got 3"):
+        tiny(kv_heads=3)
