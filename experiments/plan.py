@@ -43,6 +43,8 @@ class Config:
     """Law of V, a name from LAWS."""
     rank: float = 0.25
     """r of every layer; a fraction in (0, 1) is r/n."""
+    store: bool = True
+    """Keep V, whole on every device; otherwise draw it from its key at each use."""
     precision: Precision = "bf16"
     """fp32; bf16 (products in bfloat16, weights and messages float32); bf16_weights."""
     checkpoint_activations: bool = True
@@ -113,6 +115,7 @@ def settings(config: Config, model: str, devices: int, sequences: int, shard: Sh
     for fields in methods:
         asked = memory.Config(
             model=model,
+            store=config.store,
             precision=config.precision,
             checkpoint_activations=config.checkpoint_activations,
             length=config.length,
@@ -187,6 +190,7 @@ def _rows(config: Config, model: str, shard: Shard, devices: int, sequences: int
     peaks = {name: _peak(config, one, shard) for name, one in both.items()}
     said = {"model": model, "shard": shard, "devices": devices, "sequences": sequences, "tokens": both["full"].tokens * devices}
     said |= {f"{name}_peak": peak for name, peak in peaks.items()}
+    said |= {"low_projectors": counted.held(both["low"])["projectors"]}
     said |= {f"{name}_fits": peak <= config.memory_gb * GB for name, peak in peaks.items()}
     rows: list[dict[str, Any]] = []
     for bandwidth in config.bandwidth_gb if devices > config.node else (config.near_gb,):

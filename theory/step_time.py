@@ -59,7 +59,7 @@ class Step:
 
 
 def work(setting: Setting) -> int:
-    """Operations of a step on one device, W ← W + BVᵀ once in it.
+    """Operations of a step on one device, W ← W + BVᵀ once in it; a V that is not kept is drawn again.
 
     >>> tiny = Setting(hidden=128, intermediate=352, layers=4, heads=4, vocabulary=2560, method="adamw", length=129)
     >>> work(tiny) == operations.step(128, 128, 352, 4, 2560, 128, None)
@@ -71,7 +71,15 @@ def work(setting: Setting) -> int:
     if setting.checkpoint_activations:  # the forward pass of the blocks once more
         forward = sum(2 * T * (m.m * m.n + m.rank * (m.n if m.kind == "lowrank" else m.m + m.n)) for m in setting.matrices)
         micro += setting.layers * (forward + 4 * T * context * h)
-    return setting.accumulate * micro + lifts(setting)
+    return setting.accumulate * micro + lifts(setting) + _drawn(setting)
+
+
+def _drawn(setting: Setting) -> int:
+    """Operations of the draws of a V that is not kept: for every forward pass, recomputed ones too, and for the lift."""
+    if setting.store:
+        return 0
+    uses = setting.accumulate * (2 if setting.checkpoint_activations else 1) + 1
+    return uses * setting.layers * sum(operations.redraw(m.n, m.rank) for m in setting.matrices if m.kind == "lowrank")
 
 
 def lifts(setting: Setting) -> int:
@@ -129,8 +137,8 @@ def bounds(full: Step, low: Step) -> tuple[float, float]:
 
 
 def hiding_tokens(setting: Setting, rate: float, found: Step) -> float:
-    """Tokens a device and step whose operations take as long as what is sent, in sequences of the same length; lifts take their share whatever the
+    """Tokens a device and step whose operations take as long as what is sent, in sequences of the same length; lifts and draws take their share whatever the
     tokens. ``found``: the step of ``setting``, whose messages do not depend on tokens (under FSDP: in one micro-batch)."""
-    fixed = lifts(setting)
+    fixed = lifts(setting) + _drawn(setting)
     each = (work(setting) - fixed) / (setting.tokens * setting.accumulate)
     return max(0.0, found.sending * rate - fixed) / each

@@ -147,6 +147,9 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
         if len(only):
             where = ", ".join(dict.fromkeys(f"{row['model']} under {row['shard']}" for row in records(only)))
             lines.append(f"low-rank alone has room: {where}")
+        largest = found.loc[found.low_projectors.idxmax()]
+        if largest.low_projectors:
+            lines.append(f"V is whole on every device however it is shared: {largest.low_projectors / GB:.3g} GB of {largest.model}")
     points = _of(rows, "point")
     if points:
         inside = sum(row["between"] in (True, "True") for row in points)

@@ -30,6 +30,14 @@ def test_work_is_that_of_theory_operations(ratio: float | None) -> None:
     assert (step_time.lifts(setting) == 0) == (ratio is None)
 
 
+def test_a_v_that_is_not_kept_is_drawn_at_every_use() -> None:
+    kept = tiny(rank=0.25, accumulate=3)
+    more = step_time.work(replace(kept, store=False)) - step_time.work(kept)
+    assert more == 4 * 4 * sum(operations.redraw(m.n, m.rank) for m in kept.matrices)
+    again = tiny(rank=0.25, accumulate=3, checkpoint_activations=True)
+    assert step_time.work(replace(again, store=False)) - step_time.work(again) == more * 7 // 4
+
+
 def test_recomputing_adds_a_forward_pass_of_the_blocks() -> None:
     """A third of the layers' and of the attention's operations, none of the head's."""
     setting = tiny(method="adamw")
