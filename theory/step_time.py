@@ -137,8 +137,8 @@ def bounds(full: Step, low: Step) -> tuple[float, float]:
 
 
 def hiding_tokens(setting: Setting, rate: float, found: Step) -> float:
-    """Tokens a device and step whose operations take as long as what is sent, in sequences of the same length; lifts and draws take their share whatever the
-    tokens. ``found``: the step of ``setting``, whose messages do not depend on tokens (under FSDP: in one micro-batch)."""
+    """Tokens a device and step whose operations take as long as what is sent, in sequences of the same length; lifts and draws take their share
+    whatever the tokens. ``found``: the step of ``setting``, whose messages do not depend on tokens (under FSDP: in one micro-batch)."""
     fixed = lifts(setting) + _drawn(setting)
     each = (work(setting) - fixed) / (setting.tokens * setting.accumulate)
     return max(0.0, found.sending * rate - fixed) / each

@@ -16,7 +16,8 @@ from experiments.pages import figures
 from experiments.pages.page import details_block, figure, records, table
 from experiments.publish import RESULTS, committed_kinds
 
-NAMES = ("7b-70b", "two-processes")  # labels of committed runs: a plan, measured steps
+NAMES = ("7b-70b", "two-processes")  # labels of committed runs that are drawn together: a plan, measured steps
+REDRAWN = "70b"  # the same where V is not kept
 KINDS = ("plan", "threshold", "point")
 FIGURE = "plan.svg"
 GB = 10**9
@@ -185,9 +186,16 @@ def markdown(results: Path = RESULTS) -> str:
     most = max((row["devices"] for row in _of(rows, "plan")), default=math.inf)
     for lines in (main_table([row for row in rows if row.get("devices") in (most, float(most))]), point_table(rows)):
         if lines:
-            head = [f"| {' | '.join(lines[0])} |", "|" + "---|" * len(lines[0])]
-            parts.append("\n".join([*head, *(f"| {' | '.join(line.values())} |" for line in lines)]))
+            parts.append(_lines(lines))
+    redrawn = committed_kinds(f"plan/{REDRAWN}", KINDS, results)
+    if redrawn:
+        rows = [row for kind, frame in redrawn.items() for row in records(frame.assign(kind=kind))]
+        parts += ["Where V is drawn from its key at each use:", _lines(main_table(rows))]
     return "\n\n".join(parts)
+
+
+def _lines(lines: list[dict[str, str]]) -> str:
+    return "\n".join([f"| {' | '.join(lines[0])} |", "|" + "---|" * len(lines[0]), *(f"| {' | '.join(line.values())} |" for line in lines)])
 
 
 def drawn(results: Path = RESULTS) -> Figure | None:

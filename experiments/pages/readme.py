@@ -158,7 +158,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "updates": updates_table,
         "files": guides.files,
     },
-    GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown},
+    GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown, "plan": plan.markdown},
     GUIDES / "finetuning.md": {"finetune": partial(finetuning.markdown, finetuning.COMMITTED[0])},
     GUIDES / "scaling.md": {"scaling": partial(scaling.short, scaling.NAMES[0])},
     GUIDES / "reproduce.md": {"reproduce": reproduce.markdown},
@@ -174,7 +174,6 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {f"lens {name}": partial(lens.markdown, name) for name in lens.COMMITTED}
     | {
-        "plan": plan.markdown,
         "footprints": footprints.llamas,
         "primitives": benches.primitives,
         "gpu steps": steps_table.table,

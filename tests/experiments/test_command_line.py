@@ -73,6 +73,7 @@ def test_the_help_of_a_question_is_whole(question: str, capsys: pytest.CaptureFi
 
 
 WRONG = {
+    "plan --devices 12": "devices=12 do not fill nodes of 8",
     "validat": "unknown question 'validat', known are validate",
     "advise --budget-gb 0": "budget_gb must be positive, got 0.0",
     "validate smok": "unknown preset 'smok', known are smoke",

@@ -12,7 +12,7 @@ import pytest
 
 from estimators import LAWS
 from estimators.transport import SECONDS
-from experiments.pages import comparisons, figures_scale, markers, readme, redraws, scaling, stalling
+from experiments.pages import comparisons, figures_scale, markers, plan, readme, redraws, scaling, stalling
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
@@ -93,6 +93,14 @@ def test_the_sparse_code_dies_and_lives_as_the_sentence_says() -> None:
         and lives.x[grew] > lives.x[grew - 1]
     )
     assert plain.loss.iloc[-1] == 0.5 > 2 * lives.loss.iloc[-1]
+
+
+def test_the_figure_of_plans_is_of_the_committed_rows() -> None:
+    figure, file = plan.drawn(), readme.RESULTS / "plan" / plan.FIGURE
+    assert (figure is not None) == file.exists()
+    if figure is not None:
+        labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
+        assert len(labels) == 4 and all(f">{label}<" in file.read_text(encoding="utf-8") for label in labels)
 
 
 @pytest.mark.parametrize("name", scaling.NAMES)
