@@ -20,6 +20,7 @@ QUESTIONS = {
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA, ReLoRA, GaLore and others; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
+    "continual": "learn tasks one after the other with AdamW, LoRA, GORP and LowRank-IPA: average accuracy and forgetting",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",

@@ -26,6 +26,8 @@ KEPT = {  # question → kinds of rows worth committing
     "compare": ("trial", "final", "paired", "curve", "cost"),
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
+    "continual": ("trial", "accuracy", "final", "paired"),
+    "sequence": ("train", "accuracy", "protected", "end", "skip"),
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
     "advise": ("layer", "candidate", "advice"),

@@ -6,7 +6,7 @@ A layer says (W + sBA)x with W (m×n), A (l×n), B (m×l). P (n×k): what earlie
     R = GV, R_A = ∂A·V;  Adam on R, R_A and ∂B;   W ← W − ηα·(…)Vᵀ,  A ← A − η·(…)Vᵀ,  B ← B − η·(…)
     after a task: P grows by the first moments M_W Vᵀ, M_A Vᵀ, M_B A, each of norm 1;  W ← W + s(BAP)Pᵀ,  A ← A(I − PPᵀ);  moments are forgotten
 
-Why nothing of an earlier task changes at inputs in span(P): V is off P, so W and A move off it; A(I − PPᵀ) reads nothing of it, so whatever B becomes,
+Why nothing of an earlier task changes at inputs in span(P): V is off P, so W and A move off it; A(I − PPᵀ) reads nothing of it: whatever B becomes,
 BAx = 0 there; and what BA said of it before is in W, so that the exchange itself changes no output. Of other inputs nothing is promised.
 V serves for A too because ∂A = sBᵀG has its rows in the row space of G. State: 2mr + 2lr + nr + nk elements, and Adam's 2ml of B.
 
@@ -21,7 +21,7 @@ Biased as GaLore. ``full``: Adam on all entries of W, gradient and step off P, w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,11 +38,11 @@ WITH_FRAME = ("weight", "A")
 
 
 class GORP(Subspace):
-    """Groups say by ``part`` what they hold: "weight" (W), then "A" and "B" of the same layers in the same order, or "full"; "other",
-    anything else, is AdamW. ``rank``: r of the first two; ``every``: T in steps; ``scale``: α; ``lora_scale``: s; ``energy``: ε and ``most``, the largest share of n
-    that P takes. Call ``end_task`` after each task. Raises ``ValueError`` for weight decay where a part is protected."""
+    """Groups say by ``part`` what they hold: "weight" (W), then "A" and "B" of the same layers in the same order, or "full"; "other"
+    is AdamW. ``rank``: r of the first two; ``every``: T in steps; ``basis``: of V, as GaLore's; ``scale``: α; ``lora_scale``: s;
+    ``energy``: ε; ``most``: the largest share of n that P takes. Call ``end_task`` after each task. Raises ``ValueError`` for weight decay where a part is protected."""
 
-    choices = {"part": PARTS}
+    choices = {"part": PARTS, "basis": ("exact", "randomized")}
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class GORP(Subspace):
         lora_scale: float = 1.0,
         energy: float = 0.9,
         most: float = 0.5,
+        basis: Literal["exact", "randomized"] = "exact",
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -62,7 +63,7 @@ class GORP(Subspace):
             raise ValueError(f"GORP(energy={energy}, most={most}): energy must be in (0, 1], most in (0, 1)")
         self.rank, self.energy, self.most, self.lora_scale = rank, energy, most, lora_scale
         # one matrix at a time: bases of equal matrices have other sizes
-        super().__init__(params, lr, {"part": "other", "every": every, "scale": scale}, seed=seed, foreach=False, **options)
+        super().__init__(params, lr, {"part": "other", "every": every, "scale": scale, "basis": basis}, seed=seed, foreach=False, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in the base; groups with a frame get the rank."""
@@ -76,13 +77,20 @@ class GORP(Subspace):
             side = 1 if part == "A" else 0
             if [shape[side] for shape in shapes] != [shape[side] for shape in weights]:
                 self.param_groups.pop()
-                raise ValueError(f"GORP(part={part!r}): factors of the weights of the group before, in their order, are needed; got {shapes}")
+                raise ValueError(
+                    f"GORP(part={part!r}): factors of the weights of the group before, in their order, are needed; got {shapes}"
+                )
 
     def rule(self, group: dict[str, Any]) -> Rule:
         inner = self.adam(group)
         if group["part"] == "full":
             return Rule(basis=Identity(), inner=inner, side="right", complement=Protect(), output=Outside())
-        shape: dict[str, Any] = {"basis": TopSingular(self.rank), "side": "right", "every": group["every"], "transport": ReprojectFirst()}
+        shape: dict[str, Any] = {
+            "basis": TopSingular(self.rank, group["basis"]),
+            "side": "right",
+            "every": group["every"],
+            "transport": ReprojectFirst(),
+        }
         if group["part"] == "A":
             return Rule(inner=inner, **shape)
         return Rule(inner=inner, output=Lift(group["scale"]), complement=Protect(), **shape)
@@ -122,7 +130,10 @@ class GORP(Subspace):
         bases = {}
         for W in self._parameters("weight"):
             moments = [self._moment(W, "V"), *(M for A, B in self._factors(W) for M in (self._moment(A, "V"), self._moment(B) @ A))]
-            bases[W] = grown(self.basis_of(W), torch.cat([_of_norm_one(M) for M in moments]), self.energy, self.most)
+            M = torch.cat([_of_norm_one(M) for M in moments])
+            rows = [self.state[W]["V"], *(A.mT for A, _ in self._factors(W))] if "V" in self.state[W] else [M.mT]
+            Q = torch.linalg.qr(torch.cat(rows, dim=1))[0]  # all rows of M lie in its span, of few dimensions
+            bases[W] = grown(self.basis_of(W), torch.linalg.qr(M @ Q)[1] @ Q.mT, self.energy, self.most)
         bases |= {W: grown(self.basis_of(W), self._moment(W), self.energy, self.most) for W in self._parameters("full")}
         for p in list(self.state):
             self._forget(p)

@@ -73,7 +73,7 @@ class Tuner:
         """One step; its row."""
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
         begun = time.perf_counter()
-        places = self._places()
+        places = drawn(len(self.items[0]), config.sequences, config.seed, self.step)
         batch = self.objective.batch([self.items[0][place] for place in places])
         if isinstance(self.way, Gradients):
             self.way.method.visit(torch.tensor(places))
@@ -86,20 +86,6 @@ class Tuner:
         self.step += 1
         self.states = max(self.states, cost.state_bytes(self.way.optimizers))
         return {"kind": "train", "step": self.step, "lr": config.lr * factor, **row, "seconds": round(self.seconds, 4)}
-
-    def _places(self) -> list[int]:
-        """Of the examples of this step: each once an epoch, in an order that depends on (seed, epoch) only."""
-        n = len(self.items[0])
-        size = min(n, self.config.sequences)
-        start = self.step * size
-        orders: dict[int, list[int]] = {}
-        found = []
-        for number in range(start, start + size):
-            epoch, place = divmod(number, n)
-            if epoch not in orders:
-                orders[epoch] = torch.randperm(n, generator=keyed.generator(self.config.seed, "examples", epoch)).tolist()
-            found.append(orders[epoch][place])
-        return found
 
     def _examples(self) -> str:
         """The SHA-256 of all tokens and labels."""
@@ -151,6 +137,20 @@ class Tuner:
             self.objective.tokenizer.save_pretrained(self.run.path / "model")
         shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)
         self.run.finish()
+
+
+def drawn(n: int, size: int, seed: int, step: int) -> list[int]:
+    """Which of n examples are those of a step, all of them if there are fewer than ``size``: each once an epoch, in an order that depends on (seed,
+    epoch) only."""
+    size = min(n, size)
+    orders: dict[int, list[int]] = {}
+    found = []
+    for number in range(step * size, (step + 1) * size):
+        epoch, place = divmod(number, n)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(n, generator=keyed.generator(seed, "examples", epoch)).tolist()
+        found.append(orders[epoch][place])
+    return found
 
 
 def asked(config: Tuning) -> tuple[Objective, labelled.Split]:

@@ -22,7 +22,7 @@ def random(*shape: int, seed: int = 3) -> Tensor:
 
 
 def tasks() -> tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]:
-    """Inputs of the first task, (20, n) in a space of dimension K_, and batches of inputs and targets of the second, whose inputs share some of it."""
+    """Inputs of the first task, (20, n) in a space of dimension K_, and batches of the second, whose inputs share some of it."""
     first = random(20, K_, seed=1) @ random(K_, N_, seed=2)
     return first, ((random(8, N_, seed=100 + i), random(8, M_, seed=200 + i)) for i in range(60))
 
