@@ -38,9 +38,9 @@ WITH_FRAME = ("weight", "A")
 
 
 class GORP(Subspace):
-    """Groups say by ``part`` what they hold: "weight" (W), then "A" and "B" of the same layers in the same order, or "full"; "other"
-    is AdamW. ``rank``: r of the first two; ``every``: T in steps; ``basis``: of V, as GaLore's; ``scale``: α; ``lora_scale``: s;
-    ``energy``: ε; ``most``: the largest share of n that P takes. Call ``end_task`` after each task. Raises ``ValueError`` for weight decay where a part is protected."""
+    """Groups say by ``part`` what they hold: "weight" (W), then "A" and "B" of the same layers in the same order, or "full"; "other" is AdamW.
+    ``rank``: r of the first two; ``every``: T in steps; ``basis``: of V, as GaLore's; ``scale``: α; ``lora_scale``: s; ``energy``: ε; ``most``: the
+    largest share of n that P takes. Call ``end_task`` after each task. Raises ``ValueError`` for weight decay where a part is protected."""
 
     choices = {"part": PARTS, "basis": ("exact", "randomized")}
 
