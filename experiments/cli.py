@@ -52,6 +52,7 @@ Examples:
   lowrank pretrain tiny --method galore --rank 32 --lr 1e-2
   lowrank optimizers
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
+  lowrank continual --task r8 imdb --method lora gorp
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank memory measure roberta-large
   lowrank advise --model smollm2 --data my.jsonl --budget-gb 2

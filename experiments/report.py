@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.pages import advice, configurations, dynamics, finetuning, optimizers, report_training, summary, validation
+from experiments.pages import advice, configurations, continual, dynamics, finetuning, optimizers, report_training, summary, validation
 from experiments.pages.page import Link, document, section, share, table
 
 ABOUT = {  # question → what the title of a page says of it
@@ -30,6 +30,8 @@ ABOUT = {  # question → what the title of a page says of it
     "compare": "comparison in training",
     "finetune": "fine-tuning",
     "tuning": "fine-tuning",
+    "continual": "tasks in sequence",
+    "sequence": "tasks in sequence",
     "bench": "speed",
     "advise": "advice",
     "memory": "memory",
@@ -87,6 +89,12 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Fine-tuning: {config['model']} on {Path(config['task']).stem}", finetuning.section(run, rows)
         case "tuning":
             return f"Fine-tuning: {run.path.name}", finetuning.one(rows)
+        case "continual":
+            return f"Tasks in sequence: {config['model']} on {', '.join(Path(name).stem for name in config['task'])}", continual.section(
+                run, rows
+            )
+        case "sequence":
+            return f"Tasks in sequence: {run.path.name}", continual.one(rows)
         case "bench":
             return f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages import comparisons, figures_training, finetuning
+from experiments.pages import comparisons, continual, figures_training, finetuning
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS, committed_kinds
 
@@ -99,6 +99,9 @@ if __name__ == "__main__":
     drawn |= {folder / f"{name}-pareto.svg": figure for name in comparisons.COSTED if (figure := pareto(name)) is not None}
     drawn |= {
         RESULTS / "finetune" / f"{name}.svg": figure for name in finetuning.COMMITTED if (figure := finetuning.figure_of(name)) is not None
+    }
+    drawn |= {
+        RESULTS / "continual" / f"{name}.svg": figure for name in continual.COMMITTED if (figure := continual.figure_of(name)) is not None
     }
     for file, figure in drawn.items():
         file.write_text(svg(figure) + "\n", encoding="utf-8")

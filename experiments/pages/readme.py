@@ -18,7 +18,7 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, optimizers, references, reproduce
+from experiments.pages import benches, comparisons, continual, finetuning, footprints, guides, kernels, optimizers, references, reproduce
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS, committed
@@ -144,7 +144,10 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "files": guides.files,
     },
     GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown},
-    GUIDES / "finetuning.md": {"finetune": partial(finetuning.markdown, finetuning.COMMITTED[0])},
+    GUIDES / "finetuning.md": {
+        "finetune": partial(finetuning.markdown, finetuning.COMMITTED[0]),
+        "continual": partial(continual.markdown, continual.COMMITTED[0]),
+    },
     GUIDES / "reproduce.md": {"reproduce": reproduce.markdown},
     GUIDES / "command-line.md": {"usage": guides.usage},
     GUIDES / "glossary.md": {"law names": guides.laws},

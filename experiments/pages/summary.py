@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pages import advice, benches, finetuning, footprints, optimizers
+from experiments.pages import advice, benches, continual, finetuning, footprints, optimizers
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -101,6 +101,10 @@ def found(run: Run) -> list[Any]:
             kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
             told = finetuning.lines(finetuning.merged(kinds), run.config["head"] == "response")
             return [_plain("on the test examples", tuple(told[0]), [tuple(line.values()) for line in told]), finetuning.asked(run.config)]
+        case "continual":
+            kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
+            told = continual.lines(continual.merged(kinds))
+            return [_plain("after the last task", tuple(told[0]), [tuple(line.values()) for line in told]), continual.asked(run.config)]
         case "advise":
             told = advice.lines(rows)
             return [_plain(advice.HEADING, tuple(told[0]), [tuple(line.values()) for line in told]), *advice.reasons(rows, run.config)]

@@ -121,6 +121,8 @@ WRONG = {
     "finetune --method lowrank:haar": "unknown law 'haar', known are gaussian",
     "finetune --task nowhere": "there is no task 'nowhere': rotten-tomatoes",
     "finetune --momentum 2": "momentum must be in [0, 1), got 2.0",
+    "continual --method gorp:much": "method 'gorp:much': 'much' is not a number",
+    "continual --task nowhere imdb": "there is no task 'nowhere': rotten-tomatoes",
     "optimizers --method galor": "unknown method 'galor', known are adamw, galore",
     "optimizers --shape 3": "--shape needs 2 values",
     "optimizers --draws 1": "draws must be a multiple of 64, got 1",
