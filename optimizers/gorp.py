@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from optimizers.bases import Identity, TopSingular
+from optimizers.buckets import Bucket, State
 from optimizers.frames import Dense, Frame
 from optimizers.outputs import Lift
 from optimizers.protected import BASIS, Outside, Protect, grown, off
@@ -98,13 +99,14 @@ class GORP(Subspace):
     def rule_of(self, group: dict[str, Any]) -> Rule:
         return self.rule(group) if group["part"] == "full" else super().rule_of(group)
 
-    def _choose(self, group: dict[str, Any], rule: Rule, bucket: Any, *rest: Any) -> Frame:
+    def _choose(
+        self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, old: Frame | None, history: Tensor | None
+    ) -> Frame:
         if group["part"] == "A":
             return Dense(self.state[self._parameters("weight")[bucket.place]]["V"])  # that group came first in this step
-        frame = super()._choose(group, rule, bucket, *rest)
-        P = bucket.members[0].state.get(BASIS)
+        frame = super()._choose(group, rule, bucket, G, state, old, history)
         # once more: a gradient of lower rank than r leaves some directions to chance, which may choose P's
-        return Dense(off(frame.V.mT, P).mT.contiguous()) if isinstance(frame, Dense) else frame
+        return Dense(off(frame.V.mT, state.get(BASIS)).mT.contiguous()) if isinstance(frame, Dense) else frame
 
     def _parameters(self, part: str) -> list[Tensor]:
         return [p for group in self.param_groups if group["part"] == part for p in group["params"]]
