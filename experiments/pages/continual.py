@@ -40,9 +40,10 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     for label, group in kinds["final"].groupby("label", sort=False):
         row: dict[str, Any] = {"method": str(label), "seeds": len(group), "lr": float(group.lr.iloc[0]), "at edge": label in edges}
         for name in ("average", "forgetting", "transfer"):
-            row |= {name: float(group[name].mean()), f"{name} ±": error(group[name])}
+            values = group[name].to_numpy(float)
+            row |= {name: float(values.mean()), f"{name} ±": error(values)}
         for name in ("trained_parameters", "state_bytes", "basis_bytes", "protected_share", "seconds"):
-            row[name] = float(group[name].median()) if name in group else math.nan
+            row[name] = float(np.median(group[name])) if name in group else math.nan
         row["differences"] = _differences(kinds, str(label))
         found.append(row)
     return sorted(found, key=lambda row: -row["average"])
@@ -55,9 +56,9 @@ def _differences(kinds: dict[str, pd.DataFrame], label: str) -> dict[tuple[str, 
     return {(row["measure"], row["reference"]): (row["difference"], row["standard_error"]) for row in mine}
 
 
-def error(values: pd.Series) -> float:
+def error(values: Any) -> float:
     """Standard error of the mean; NaN for one value."""
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
 def near(mean: float, deviation: float, sign: str = "") -> str:
@@ -115,13 +116,11 @@ def drawn(kinds: dict[str, pd.DataFrame], tasks: Sequence[str]) -> Figure:
     panels[0].set_ylabel("test accuracy, %")
     for label, look in _looks(labels):
         group = kinds["final"][kinds["final"].label == label]
-        if not group.forgetting.isna().any():
-            bars = {"xerr": 100 * error(group.forgetting), "yerr": 100 * error(group.average)}
-            panels[-1].errorbar(
-                100 * group.forgetting.mean(), 100 * group.average.mean(), **bars, **look, capsize=2, markersize=6, linestyle=""
-            )
+        F, ACC = (100 * group[name].to_numpy(float) for name in ("forgetting", "average"))
+        if np.isnan(F).any():  # learnt at once: nothing to forget
+            panels[-1].axhline(ACC.mean(), color=look["color"], linestyle="--", linewidth=1, label=label)
         else:
-            panels[-1].axhline(100 * group.average.mean(), color=look["color"], linestyle="--", linewidth=1, label=label)
+            panels[-1].errorbar(F.mean(), ACC.mean(), xerr=error(F), yerr=error(ACC), **look, capsize=2, markersize=6, linestyle="")
     panels[-1].axvline(0, color="#000000", linewidth=0.8)
     panels[-1].set(xlabel="forgetting F, %", ylabel="average accuracy ACC, %", title="upper left is better")
     figure.tight_layout()
@@ -143,7 +142,8 @@ def _looks(labels: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 def _after(ax: Axes, rows: pd.DataFrame, task: int, labels: Sequence[str], count: int) -> None:
     for place, (label, look) in enumerate(_looks(labels)):
         mine = rows[(rows.label == label) & (rows.task == task)]
-        points = [(after + 1, 100 * group.accuracy.mean(), 100 * error(group.accuracy)) for after, group in mine.groupby("after")]
+        found = {after: mine[mine.after == after].accuracy.to_numpy(float) for after in range(task, count)}
+        points = [(after + 1, 100 * some.mean(), 100 * error(some)) for after, some in found.items() if len(some)]
         if points:
             x, y, bars = np.array(points).T
             aside = ASIDE * (place - (len(labels) - 1) / 2)
