@@ -68,6 +68,11 @@ def near(mean: float, deviation: float, sign: str = "") -> str:
     return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
 
 
+def _difference(row: dict[str, Any], measure: str, reference: str) -> str:
+    mean, deviation = row["differences"].get((measure, reference), (math.nan, math.nan))
+    return near(mean, deviation, "+")
+
+
 def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """As text, one column a measure."""
     pairs = list(dict.fromkeys(pair for row in rows for pair in row["differences"] if pair[0] != "transfer"))
@@ -78,7 +83,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "ACC %": near(row["average"], row["average ±"]),
             "F %": near(row["forgetting"], row["forgetting ±"]),
             "BWT %": near(row["transfer"], row["transfer ±"], "+"),
-            **{f"{words[of]} − {to}": near(*row["differences"].get((of, to), (math.nan, math.nan)), "+") for of, to in pairs},
+            **{f"{words[of]} − {to}": _difference(row, of, to) for of, to in pairs},
             "learning rate": f"{row['lr']:g}" + (" (edge)" if row["at edge"] else ""),
             "trained": f"{row['trained_parameters'] / 1e6:.2f} M",
             "state MiB": f"{row['state_bytes'] / 2**20:.1f}",
@@ -115,8 +120,8 @@ def drawn(kinds: dict[str, pd.DataFrame], tasks: Sequence[str]) -> Figure:
             ax.tick_params(labelleft=False)
     panels[0].set_ylabel("test accuracy, %")
     for label, look in _looks(labels):
-        group = kinds["final"][kinds["final"].label == label]
-        F, ACC = (100 * group[name].to_numpy(float) for name in ("forgetting", "average"))
+        group = pd.DataFrame(kinds["final"][kinds["final"].label == label])
+        F, ACC = (100 * np.asarray(group[name], float) for name in ("forgetting", "average"))
         if np.isnan(F).any():  # learnt at once: nothing to forget
             panels[-1].axhline(ACC.mean(), color=look["color"], linestyle="--", linewidth=1, label=label)
         else:
@@ -141,8 +146,8 @@ def _looks(labels: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 
 def _after(ax: Axes, rows: pd.DataFrame, task: int, labels: Sequence[str], count: int) -> None:
     for place, (label, look) in enumerate(_looks(labels)):
-        mine = rows[(rows.label == label) & (rows.task == task)]
-        found = {after: mine[mine.after == after].accuracy.to_numpy(float) for after in range(task, count)}
+        mine = pd.DataFrame(rows[(rows.label == label) & (rows.task == task)])
+        found = {after: np.asarray(mine.accuracy[mine.after == after], float) for after in range(task, count)}
         points = [(after + 1, 100 * some.mean(), 100 * error(some)) for after, some in found.items() if len(some)]
         if points:
             x, y, bars = np.array(points).T
