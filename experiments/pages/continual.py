@@ -115,9 +115,10 @@ def drawn(kinds: dict[str, pd.DataFrame], tasks: Sequence[str]) -> Figure:
     for place, (ax, name) in enumerate(zip(panels, tasks, strict=False)):
         _after(ax, kinds["accuracy"], place, labels, len(tasks))
         ax.set(title=Path(name).stem, xlabel="after task")
-        if place:
-            ax.sharey(panels[0])
-            ax.tick_params(labelleft=False)
+    limits = [limit for ax in panels[:-1] for limit in ax.get_ylim()]
+    for ax in panels[:-1]:
+        ax.set_ylim(min(limits), max(limits))
+        ax.tick_params(labelleft=ax is panels[0])
     panels[0].set_ylabel("test accuracy, %")
     for label, look in _looks(labels):
         group = pd.DataFrame(kinds["final"][kinds["final"].label == label])
