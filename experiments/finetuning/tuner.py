@@ -73,7 +73,7 @@ class Tuner:
         """One step; its row."""
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
         begun = time.perf_counter()
-        places = drawn(len(self.items[0]), config.sequences, config.seed, self.step)
+        places = self._places()
         batch = self.objective.batch([self.items[0][place] for place in places])
         if isinstance(self.way, Gradients):
             self.way.method.visit(torch.tensor(places))
@@ -86,6 +86,9 @@ class Tuner:
         self.step += 1
         self.states = max(self.states, cost.state_bytes(self.way.optimizers))
         return {"kind": "train", "step": self.step, "lr": config.lr * factor, **row, "seconds": round(self.seconds, 4)}
+
+    def _places(self) -> list[int]:
+        return drawn(len(self.items[0]), self.config.sequences, self.config.seed, self.step)
 
     def _examples(self) -> str:
         """The SHA-256 of all tokens and labels."""
