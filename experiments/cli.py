@@ -21,6 +21,7 @@ QUESTIONS = {
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
     "scaling": "one scaling law for all estimators: what each is worth in tokens of full AdamW, with intervals, extrapolated to 7B",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
+    "continual": "learn tasks one after the other with AdamW, LoRA, GORP and LowRank-IPA: average accuracy and forgetting",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",
     "lens": "a gradient in tokens: of a prompt, of singular directions, and what estimators keep of it",
     "bench": "times and bytes beside the machine's limits, full AdamW, LoRA and published packages, as ratios in one run",
@@ -56,6 +57,7 @@ Examples:
   lowrank optimizers
   lowrank finetune --method adamw lowrank:spectral mezo --k 16
   lowrank lens --prompt "Water boils at a hundred degrees."
+  lowrank continual --task r8 imdb --method lora gorp
   lowrank memory 7b --law haar_stiefel --rank 1024 --world-size 8 --shard fsdp
   lowrank memory measure roberta-large
   lowrank plan --model 70b --devices 64 1024

@@ -28,6 +28,8 @@ KEPT = {  # question → kinds of rows worth committing
     "finetune": ("trial", "tested", "paired", "peak"),
     "tuning": ("train", "eval", "end", "skip"),
     "lens": ("direction", "kept", "estimator", "layer"),
+    "continual": ("trial", "accuracy", "final", "paired"),
+    "sequence": ("train", "accuracy", "protected", "end", "skip"),
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
     "advise": ("layer", "candidate", "advice"),

@@ -23,6 +23,7 @@ from experiments import runs
 from experiments.pages import (
     advice,
     configurations,
+    continual,
     dynamics,
     finetuning,
     lens,
@@ -43,6 +44,8 @@ ABOUT = {  # question → what the title of a page says of it
     "scaling": "scaling law",
     "finetune": "fine-tuning",
     "tuning": "fine-tuning",
+    "continual": "tasks in sequence",
+    "sequence": "tasks in sequence",
     "bench": "speed",
     "advise": "advice",
     "lens": "gradients in tokens",
@@ -106,6 +109,12 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Fine-tuning: {run.path.name}", finetuning.one(rows)
         case "lens":
             return f"A gradient in tokens: {Path(config['model']).name}", lens.section(run, rows)
+        case "continual":
+            return f"Tasks in sequence: {config['model']} on {', '.join(Path(name).stem for name in config['task'])}", continual.section(
+                run, rows
+            )
+        case "sequence":
+            return f"Tasks in sequence: {run.path.name}", continual.one(rows)
         case "bench":
             return f"Time and memory: {config['model']}", report_training.bench(run, rows)
         case "memory":

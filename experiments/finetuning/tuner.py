@@ -88,18 +88,7 @@ class Tuner:
         return {"kind": "train", "step": self.step, "lr": config.lr * factor, **row, "seconds": round(self.seconds, 4)}
 
     def _places(self) -> list[int]:
-        """Of the examples of this step: each once an epoch, in an order that depends on (seed, epoch) only."""
-        n = len(self.items[0])
-        size = min(n, self.config.sequences)
-        start = self.step * size
-        orders: dict[int, list[int]] = {}
-        found = []
-        for number in range(start, start + size):
-            epoch, place = divmod(number, n)
-            if epoch not in orders:
-                orders[epoch] = torch.randperm(n, generator=keyed.generator(self.config.seed, "examples", epoch)).tolist()
-            found.append(orders[epoch][place])
-        return found
+        return drawn(len(self.items[0]), self.config.sequences, self.config.seed, self.step)
 
     def _examples(self) -> str:
         """The SHA-256 of all tokens and labels."""
@@ -151,6 +140,20 @@ class Tuner:
             self.objective.tokenizer.save_pretrained(self.run.path / "model")
         shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)
         self.run.finish()
+
+
+def drawn(n: int, size: int, seed: int, step: int) -> list[int]:
+    """Which of n examples are those of a step, all of them if there are fewer than ``size``: each once an epoch, in an order that depends on (seed,
+    epoch) only."""
+    size = min(n, size)
+    orders: dict[int, list[int]] = {}
+    found = []
+    for number in range(step * size, (step + 1) * size):
+        epoch, place = divmod(number, n)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(n, generator=keyed.generator(seed, "examples", epoch)).tolist()
+        found.append(orders[epoch][place])
+    return found
 
 
 def asked(config: Tuning) -> tuple[Objective, labelled.Split]:

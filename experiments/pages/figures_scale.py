@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages import comparisons, figures_training, finetuning, lens, plan, redraws, stalling
+from experiments.pages import comparisons, continual, figures_training, finetuning, lens, plan, redraws, stalling
 from experiments.pages import scaling as scaling_law
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS, committed_kinds
@@ -118,5 +118,8 @@ if __name__ == "__main__":
     }
     if (figure := plan.drawn()) is not None:
         drawn[RESULTS / "plan" / plan.FIGURE] = figure
+    drawn |= {
+        RESULTS / "continual" / f"{name}.svg": figure for name in continual.COMMITTED if (figure := continual.figure_of(name)) is not None
+    }
     for file, figure in drawn.items():
         file.write_text(svg(figure) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from experiments.gpu.cells import Settings
 from experiments.pages import (
     benches,
     comparisons,
+    continual,
     finetuning,
     footprints,
     guides,
@@ -159,8 +160,11 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "files": guides.files,
     },
     GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown, "plan": plan.markdown},
-    GUIDES / "finetuning.md": {"finetune": partial(finetuning.markdown, finetuning.COMMITTED[0])},
     GUIDES / "scaling.md": {"scaling": partial(scaling.short, scaling.NAMES[0])},
+    GUIDES / "finetuning.md": {
+        "finetune": partial(finetuning.markdown, finetuning.COMMITTED[0]),
+        "continual": partial(continual.markdown, continual.COMMITTED[0]),
+    },
     GUIDES / "reproduce.md": {"reproduce": reproduce.markdown},
     GUIDES / "command-line.md": {"usage": guides.usage},
     GUIDES / "glossary.md": {"law names": guides.laws},

@@ -11,6 +11,8 @@ PACKAGES = ("theory", "estimators", "optimizers", "experiments")
 ARXIV = r"\b\d{4}\.\d{5}\b"
 
 TITLES = {
+    "1706.08840": "Gradient Episodic Memory for Continual Learning",
+    "1801.10112": "Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence",
     "1804.04235": "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
     "1812.06162": "An Empirical Model of Large-Batch Training",
     "1905.13727": "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",
@@ -20,6 +22,7 @@ TITLES = {
     "2007.10412": "Randomized Automatic Differentiation",
     "2012.15723": "Making Pre-trained Language Models Better Few-shot Learners",
     "2102.08098": "GradInit: Learning to Initialize Neural Networks for Stable and Efficient Training",
+    "2103.09762": "Gradient Projection Memory for Continual Learning",
     "2106.09685": "LoRA: Low-Rank Adaptation of Large Language Models",
     "2106.05203": "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback",
     "2110.02861": "8-bit Optimizers via Block-wise Quantization",
@@ -58,6 +61,7 @@ TITLES = {
     "2505.09647": "On Unbiased Low-Rank Approximation with Minimum Distortion",
     "2505.17967": "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models",
     "2505.18313": "PLUMAGE: Probabilistic Low rank Unbiased Min Variance Gradient Estimator for Efficient Large Model Training",
+    "2507.02503": "Continual Gradient Low-Rank Projection Fine-Tuning for LLMs",
     "2507.08091": "Low-rank Momentum Factorization for Memory Efficient Training",
     "2510.17802": "Unbiased Gradient Low-Rank Projection",
     "2510.22467": "Backward-Friendly Optimization: Training Large Language Models with Approximate Gradients under Memory Constraints",

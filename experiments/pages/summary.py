@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.pages import advice, benches, finetuning, footprints, lens, optimizers, plan, scaling
+from experiments.pages import advice, benches, continual, finetuning, footprints, lens, optimizers, plan, scaling
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -113,6 +113,10 @@ def found(run: Run) -> list[Any]:
                 *(_plain(title, tuple(lines[0]), [tuple(line.values()) for line in lines]) for title, lines in shown if lines),
                 *plan.told(rows),
             ]
+        case "continual":
+            kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in {row["kind"] for row in rows}}
+            told = continual.lines(continual.merged(kinds))
+            return [_plain("after the last task", tuple(told[0]), [tuple(line.values()) for line in told]), continual.asked(run.config)]
         case "advise":
             told = advice.lines(rows)
             return [_plain(advice.HEADING, tuple(told[0]), [tuple(line.values()) for line in told]), *advice.reasons(rows, run.config)]

@@ -125,6 +125,8 @@ WRONG = {
     "lens --law haar": "unknown law 'haar', known are gaussian",
     "lens --law tokens:spectral": "unknown law 'tokens:spectral', known are gaussian",
     "lens --prompt=": "the prompt is empty",
+    "continual --method gorp:much": "method 'gorp:much': 'much' is not a number",
+    "continual --task nowhere imdb": "there is no task 'nowhere': rotten-tomatoes",
     "optimizers --method galor": "unknown method 'galor', known are adamw, galore",
     "optimizers --shape 3": "--shape needs 2 values",
     "optimizers --draws 1": "draws must be a multiple of 64, got 1",
