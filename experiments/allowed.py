@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 SEEDS = 2**32  # numpy's and torch's generators take smaller ones
@@ -23,3 +26,21 @@ def seeds(config: Any) -> None:
         raise ValueError(f"seed must be between 0 and {SEEDS - 1}, got {' '.join(map(str, several))}")
     if len(set(several)) < len(several):
         raise ValueError(f"seed names one more than once: {' '.join(map(str, several))}")
+
+
+def ranks(file: Path) -> dict[str, int]:
+    """r by layer name from a JSON file. Raises ``ValueError`` when there is no such file, or when it holds anything else."""
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError:
+        raise ValueError(f"ranks: there is no file {file}; lowrank advise and lowrank ranks write such files") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found or not all(type(r) is int and r >= 1 for r in found.values()):
+        raise ValueError(f'ranks: {file} must hold positive integers by layer name, such as {{"model.layers.0.self_attn.q_proj": 8}}')
+    return found
+
+
+def ranks_sha256(file: Path | None) -> str:
+    """Of the ranks in a file, however it is laid out; empty for none. Raises as ``ranks`` does."""
+    return "" if file is None else hashlib.sha256(json.dumps(ranks(file), sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,7 @@ QUESTIONS = {
     "memory": "bytes of a training step by category and bytes sent by collective, predicted for any number of devices, or measured",
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
     "advise": "which law, rank and K for your model and text: predicted error, memory and time, the Pareto set, one recommendation",
+    "ranks": "a rank for every layer by spectra of weights, by gradients or uniform, at one budget: angles, factorised export, comparison",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "completion": "a script that completes questions, presets and flags in bash or zsh",

@@ -29,6 +29,7 @@ KEPT = {  # question → kinds of rows worth committing
     "bench": ("machine", "sampling", "measure", "layer", "step", "memory", "refresh", "live", "growth", "start", "optimizer"),
     "optimizers": ("state", "path", "update", "promise"),
     "advise": ("layer", "candidate", "advice"),
+    "ranks": ("spectrum", "tie", "angle", "rank", "budget", "export", "trial", "final", "paired"),
     "memory": ("memory", "communication", "measured", "footprint", "target", "agreement", "not_run"),
 }
 RESULTS = Path(__file__).parent / "results"

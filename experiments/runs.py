@@ -28,11 +28,12 @@ from experiments.provenance import environment
 
 NOT_IDENTITY = (  # fields that say where and how loudly, not what
     "compare", "runs_dir", "shard", "quiet", "workers", "operations", "checkpoint_every", "keep_checkpoints", "max_skipped", "save_model",
-    "tensorboard",
+    "tensorboard", "ranks",
 )  # fmt: skip
 LATER = {  # fields that came later; at these values a run is what it was without them
     "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
     "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam",
+    "ranks_sha256": "",
 }  # fmt: skip
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -6,8 +6,8 @@ A threshold τ on the normalised singular values gives r_l(τ) = #{i : sᵢ/s₁
 some τ meets a budget Σ a_l·r_l ≤ b with less than one step of one layer left over. At the cost a = m + n a rank r is stored as factors (m×r and r×n),
 which are smaller than the matrix where r(m+n) < mn only: these are the low-rank components, the others stay as they are.
 
-Reference: arXiv 2407.11239 (WeLore), from its text: one threshold for a wanted average reduction of the ranks. Differs from it: the budget counts numbers.
-The threshold minimises no error; the ranks of least total ‖W − W_r‖² are ``allocation.ranks`` with ``tails`` as errors.
+Reference: arXiv 2407.11239 (WeLore), from its text: one threshold for a wanted average reduction of the ranks. Differs from it: the budget counts
+costs. The threshold minimises no error; the ranks of least total ‖W − W_r‖² are ``allocation.ranks`` with ``tails`` as errors.
 """
 
 from __future__ import annotations
