@@ -1,7 +1,8 @@
 """Spectra of weights and gradients at one moment of a training, and the overlap of gradient subspaces of two moments.
 
-Every mini-batch i shows the leading r right singular vectors Q_i of its gradient. The overlap of two moments t, t' is the mean over mini-batches i ≠ j
-of ‖Q_{t,i}ᵀQ_{t',j}‖²/r, so that no two subspaces share the noise of one batch. At t = t' it is what noise alone leaves of 1, the noise floor; and
+Mini-batch i shows the r leading right singular vectors Q_i of its gradient. The overlap of two moments t, t' is the mean of ‖Q_{t,i}ᵀQ_{t',j}‖²/r
+over mini-batches i ≠ j, so that no two subspaces have the noise of a batch in common. At t = t' it is what noise alone leaves of 1, the noise floor;
+and
 
     overlap(t, t') / √(overlap(t, t)·overlap(t', t'))
 
