@@ -25,13 +25,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from estimators import LAWS, selection
+from estimators import LAWS, keyed, selection
 from experiments import allowed, pretrain, runs
 from experiments.comparison import grid
 from experiments.comparison.plan import TUNING_SEED
 from experiments.ranking import allotment, contest, factors, spectra, training
-from experiments.text import batches
 from experiments.training import feed, models
+
+POOL = 8  # held-out sequences that mini-batches are chosen from, over what they need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,19 +165,20 @@ def main(config: Config) -> runs.Run:
 
 
 def _moments(config: Config, cell: pretrain.Config) -> Iterator[spectra.Moment]:
-    """The same mini-batches at every moment: held-out ones, which the training has not seen."""
-    _, held_out, _ = feed.open_data(replace(cell, eval_tokens=config.batches * config.sequences * config.length))
-    stream = torch.cat([ids.flatten() for ids in held_out]).numpy()
-
-    def batch(number: int) -> Tensor:
-        return batches.batch(stream, TUNING_SEED, "ranks", number, config.sequences, config.length)
-
+    """The same mini-batches at every moment, of held-out sequences, which the training has not seen; no sequence is in two of them."""
+    wanted = config.batches * config.sequences
+    _, held_out, _ = feed.open_data(replace(cell, eval_tokens=POOL * wanted * config.length))
+    sequences = torch.cat(held_out)
+    if len(sequences) < wanted:
+        raise runs.WrongInput(f"{config.data} has {len(sequences)} held-out sequences; batches={config.batches} × sequences need {wanted}")
+    order = torch.randperm(len(sequences), generator=keyed.generator(TUNING_SEED, "ranks", 0))
+    mine = sequences[order[:wanted]].view(config.batches, config.sequences, config.length)
     steps = training.moments(config)
     with runs.progress(len(steps), "moments", config.quiet) as bar:
         for step in steps:
             model = training.model_at(cell, step).to(runs.device(config.device))
             names = list(selection.choose(model, None, 1)[0])
-            yield spectra.moment(step, model, names, batch, config.batches, max(config.directions), seed=TUNING_SEED)
+            yield spectra.moment(step, model, names, lambda number: mine[number], config.batches, max(config.directions), seed=TUNING_SEED)
             bar.update()
 
 

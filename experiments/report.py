@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.pages import advice, configurations, dynamics, finetuning, optimizers, report_training, summary, validation
+from experiments.pages import advice, configurations, dynamics, finetuning, optimizers, ranking, report_training, summary, validation
 from experiments.pages.page import Link, document, section, share, table
 
 ABOUT = {  # question → what the title of a page says of it
@@ -34,6 +34,7 @@ ABOUT = {  # question → what the title of a page says of it
     "advise": "advice",
     "memory": "memory",
     "optimizers": "optimizers in a frame",
+    "ranks": "a rank for every layer",
 }
 
 
@@ -95,6 +96,8 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Advice: {config['model']}", advice.section(rows, config)
         case "optimizers":
             return "Optimizers whose state lives in a frame", optimizers.section(rows)
+        case "ranks":
+            return f"A rank for every layer: {config['model']}", ranking.section(rows)
         case _ if config["model"] == "synthetic":
             return "Validation on synthetic matrices", validation.synthetic(run, rows)
         case _:

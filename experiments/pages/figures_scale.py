@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages import comparisons, figures_training, finetuning
+from experiments.pages import comparisons, figures_training, finetuning, ranking
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS, committed_kinds
 
@@ -100,5 +100,7 @@ if __name__ == "__main__":
     drawn |= {
         RESULTS / "finetune" / f"{name}.svg": figure for name in finetuning.COMMITTED if (figure := finetuning.figure_of(name)) is not None
     }
+    if kinds := committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS):
+        drawn[RESULTS / "ranks" / ranking.FIGURE] = ranking.drawn(kinds)
     for file, figure in drawn.items():
         file.write_text(svg(figure) + "\n", encoding="utf-8")

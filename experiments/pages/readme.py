@@ -18,7 +18,7 @@ from estimators import LAWS
 from experiments.gpu import steps_table
 from experiments.gpu import table as gpu
 from experiments.gpu.cells import Settings
-from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, optimizers, references, reproduce
+from experiments.pages import benches, comparisons, finetuning, footprints, guides, kernels, optimizers, ranking, references, reproduce
 from experiments.pages.markers import updated
 from experiments.pages.page import records
 from experiments.publish import RESULTS, committed
@@ -152,7 +152,8 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     RESULTS / "README.md": {f"compare {name}": partial(comparisons.differences, name) for name in COMPARISONS}
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
-    | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown},
+    | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown}
+    | {"ranks": ranking.markdown},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pages import advice, benches, finetuning, footprints, optimizers
+from experiments.pages import advice, benches, finetuning, footprints, optimizers, ranking
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -104,6 +104,10 @@ def found(run: Run) -> list[Any]:
         case "advise":
             told = advice.lines(rows)
             return [_plain(advice.HEADING, tuple(told[0]), [tuple(line.values()) for line in told]), *advice.reasons(rows, run.config)]
+        case "ranks":
+            kinds = ranking.frames(rows)
+            both = [(title, lines(kinds)) for title, lines in ranking.TABLES.items()]
+            return [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both if told]
         case "bench":
             shown = [row for row in rows if "ratio" in row and row["kind"] != "regression"]
             lines = [
