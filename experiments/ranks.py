@@ -137,13 +137,13 @@ def main(config: Config) -> runs.Run:
         return run
     whole = training.source(config, run.path / "cells")  # its checkpoints belong to this run
     try:
-        feed.open_data(whole)
+        mine = _batches(config, whole)
     except runs.WrongInput:
         runs.discard_empty(run)
         raise
     run.renew()
     grid.train([whole], 1, "training", config.quiet)
-    moments = list(_moments(config, whole))
+    moments = list(_moments(config, whole, mine))
     for now in moments:
         run.log(*spectra.spectrum_rows(now), spectra.tie(now))
     _angles(config, moments, run)
@@ -164,15 +164,19 @@ def main(config: Config) -> runs.Run:
     return run
 
 
-def _moments(config: Config, cell: pretrain.Config) -> Iterator[spectra.Moment]:
-    """The same mini-batches at every moment, of held-out sequences, which the training has not seen; no sequence is in two of them."""
+def _batches(config: Config, cell: pretrain.Config) -> Tensor:
+    """Mini-batches (batches, sequences, length) of held-out text, which the training has not seen; no sequence is in two of them."""
     wanted = config.batches * config.sequences
     _, held_out, _ = feed.open_data(replace(cell, eval_tokens=POOL * wanted * config.length))
     sequences = torch.cat(held_out)
     if len(sequences) < wanted:
         raise runs.WrongInput(f"{config.data} has {len(sequences)} held-out sequences; batches={config.batches} × sequences need {wanted}")
     order = torch.randperm(len(sequences), generator=keyed.generator(TUNING_SEED, "ranks", 0))
-    mine = sequences[order[:wanted]].view(config.batches, config.sequences, config.length)
+    return sequences[order[:wanted]].view(config.batches, config.sequences, config.length)
+
+
+def _moments(config: Config, cell: pretrain.Config, mine: Tensor) -> Iterator[spectra.Moment]:
+    """On the same mini-batches."""
     steps = training.moments(config)
     with runs.progress(len(steps), "moments", config.quiet) as bar:
         for step in steps:

@@ -152,6 +152,7 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
     last = rows.other.max()
     for place, (r, mine) in enumerate(rows[rows.step < rows.other].groupby("directions")):
         for to, group, dashes in (("last", mine[mine.other == last], "-"), ("next", mine.groupby("step").head(1), "--")):
+            group = pd.DataFrame(group)
             look = {"color": list(LOOKS.values())[place][0], "linestyle": dashes, "marker": list(LOOKS.values())[place][1], "capsize": 2}
             ax.errorbar(group.step, group.relative, 2 * group.relative_se, **look, markersize=4.5, label=f"r = {r}, {to} moment")
     ax.set(xlabel="step", ylabel="overlap / noise floor", title="Gradient subspaces", ylim=(0, None))
@@ -180,7 +181,7 @@ def _differences(ax: Axes, kinds: Frames) -> None:
     if "paired" not in kinds:
         ax.text(0.5, 0.5, "not compared", transform=ax.transAxes, ha="center")
         return
-    rows = page.records(kinds["paired"][kinds["paired"]["of"] == "loss"])
+    rows = page.records(pd.DataFrame(kinds["paired"][kinds["paired"]["of"] == "loss"]))
     for place, row in enumerate(rows):
         colour, marker, _ = LOOKS[row["label"]]
         bar = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
@@ -209,7 +210,7 @@ def section(rows: list[dict[str, Any]]) -> str:
     return text + (page.details_block("Tuning", page.table(page.records(kinds["trial"].drop(columns="kind")))) if "trial" in kinds else "")
 
 
-def markdown(name: str = COMMITTED, results: Path = RESULTS) -> str:
+def markdown(name: str, results: Path = RESULTS) -> str:
     """For the results: the tables of a committed run."""
     kinds = committed_kinds(f"ranks/{name}", KINDS, results)
     if not kinds:

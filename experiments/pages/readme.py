@@ -153,7 +153,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     | {f"costs {name}": partial(comparisons.costs, name) for name in comparisons.COSTED}
     | {f"finetune {name}": partial(finetuning.markdown, name) for name in finetuning.COMMITTED[1:]}
     | {"footprints": footprints.llamas, "primitives": benches.primitives, "gpu steps": steps_table.table, "kernels": kernels.markdown}
-    | {"ranks": ranking.markdown},
+    | {"ranks": partial(ranking.markdown, ranking.COMMITTED)},
     gpu.PAGE: {gpu.BLOCK: partial(gpu.tables, Settings())},
 }
 

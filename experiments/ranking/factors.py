@@ -93,11 +93,12 @@ def load(folder: Path) -> nn.Module:
         selection.replace(model, name, _empty(model.get_submodule(name), rank))
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
+        tensors |= {name: value.clone() for name, value in load_file(file).items()}  # aligned, and no longer one mapping of the file
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     uses = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     read = {uses[name] for name in tensors if name in uses}
-    if unexpected or (lost := [name for name in missing if uses.get(name) not in read]):
+    lost = [name for name in missing if uses.get(name) not in read]
+    if unexpected or lost:
         raise WrongInput(f"{folder}: its tensors do not fit its configuration and {FACTORS}: {', '.join([*unexpected, *lost][:3])}")
     return model

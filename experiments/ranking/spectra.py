@@ -56,7 +56,7 @@ def moment(
     """From ``count`` mini-batches, ``batch(i)`` and ``loss`` as ``populations`` takes them; ``directions``: columns of the frames at most."""
     weights, gradients, frames, layers = {}, {}, {}, []
     for name, G in populations(model, batch, count, names=names, loss=loss):
-        weights[name] = singular_values(model.get_submodule(name).weight)  # pyright: ignore[reportArgumentType]
+        weights[name] = singular_values(model.get_parameter(f"{name}.weight"))
         S = (G.double().mT @ G.double()).mean(0)
         gradients[name] = torch.linalg.eigvalsh(S).flip(0).clamp(min=0).sqrt().cpu().numpy()
         frames[name] = torch.linalg.svd(G.double(), full_matrices=False)[2][:, :directions].mT.cpu()
@@ -87,8 +87,10 @@ def tie(now: Moment) -> dict[str, Any]:
     """Whether layers whose weights have a low effective rank are those whose gradients have one: Spearman's correlation over the layers, of effective
     rank over min(m, n)."""
     least = {name: min(shape) for name, shape in now.shapes.items()}
-    relative = [[optimal.effective_rank(found[name] ** 2) / least[name] for name in least] for found in (now.weights, now.gradients)]
-    found: Any = stats.spearmanr(*relative)
+    weights, gradients = (
+        [optimal.effective_rank(found[name] ** 2) / least[name] for name in least] for found in (now.weights, now.gradients)
+    )
+    found: Any = stats.spearmanr(weights, gradients)
     return {"kind": "tie", "step": now.step, "layers": len(least), "spearman": float(found.statistic), "p": float(found.pvalue)}
 
 

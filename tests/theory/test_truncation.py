@@ -36,7 +36,7 @@ def test_no_matrix_of_that_rank_is_nearer() -> None:
     """Eckart–Young: random ones, and least squares on a random row space."""
     generator = np.random.default_rng(1)
     W = generator.normal(size=(6, 5)) * np.logspace(0, -1, 5)
-    tails = truncation.tails(np.linalg.svd(W, compute_uv=False))
+    tails = truncation.tails(np.asarray(np.linalg.svd(W, compute_uv=False), dtype=np.float64))
     for r in (1, 2, 3, 4):
         for _ in range(50):
             Q = np.linalg.qr(generator.normal(size=(5, r)))[0]
