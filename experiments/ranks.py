@@ -198,27 +198,31 @@ def _angles(config: Config, moments: list[spectra.Moment], run: runs.Run) -> Non
 
 def _export(config: Config, cell: pretrain.Config, model: nn.Module, now: spectra.Moment, run: runs.Run) -> list[dict[str, Any]]:
     """One row a reduction and choice of ranks. Truncated: every matrix has its rank, at one budget of Σ r(m+n) numbers; exported: as it is written
-    and loaded again, low-rank components factorised and the others as they were."""
+    and loaded again, low-rank components factorised and the others as they were. Beside them the whole model, and one whose matrices are zero.
+    Differences of losses are paired by held-out sequence."""
     _, held_out, _ = feed.open_data(cell)
     device = runs.device(config.device)
-    before = {
-        "perplexity": _perplexity(model.to(device), held_out),
-        "bytes_dense": factors.save(model, {}, run.path / "factorised" / "dense"),
-    }
+    before = _losses(model.to(device), held_out)
+    size = factors.save(model, {}, run.path / "factorised" / "dense")
+    factors.truncate(model, dict.fromkeys(now.shapes, 0))
+    same = {"perplexity": _perplexity(before), "perplexity_zero": _perplexity(_losses(model, held_out)), "bytes_dense": size}
     whole = sum(m * n for m, n in now.shapes.values())
     energy = sum(float((s**2).sum()) for s in now.weights.values())
     rows = []
     with runs.progress(len(config.reduction), "export", config.quiet) as bar:
         for reduction in config.reduction:
+            uniform = before
             for by, ranks in allotment.for_export(now.weights, now.shapes, reduction).items():
-                lost = sum(float((now.weights[name][r:] ** 2).sum()) for name, r in ranks.items())
-                numbers = sum(r * sum(now.shapes[name]) for name, r in ranks.items())
                 truncated = training.model_at(cell, config.steps).to(device)
                 factors.truncate(truncated, ranks)
+                losses = _losses(truncated, held_out)
+                uniform = losses if by == "uniform" else uniform
                 exported = training.model_at(cell, config.steps)
                 folder = run.path / "factorised" / f"{by}-{reduction:g}"
                 found = factors.factorise(exported, ranks)
                 size = factors.save(exported, found, folder)
+                lost = sum(float((now.weights[name][r:] ** 2).sum()) for name, r in ranks.items())
+                numbers = sum(r * sum(now.shapes[name]) for name, r in ranks.items())
                 rows.append(
                     {
                         "kind": "export",
@@ -226,10 +230,11 @@ def _export(config: Config, cell: pretrain.Config, model: nn.Module, now: spectr
                         "by": by,
                         "numbers_share": numbers / whole,
                         "lost_energy": lost / energy,
-                        **before,
+                        **same,
                     }
-                    | {"perplexity_truncated": _perplexity(truncated, held_out)}
-                    | {"perplexity_exported": _perplexity(factors.load(folder).to(device), held_out), "bytes": size}
+                    | {"perplexity_truncated": _perplexity(losses), **_difference("loss_minus_whole", losses, before)}
+                    | _difference("loss_minus_uniform", losses, uniform)
+                    | {"perplexity_exported": _perplexity(_losses(factors.load(folder).to(device), held_out)), "bytes": size}
                     | {"components": len(found), "layers": len(ranks)}
                 )
             bar.update()
@@ -237,12 +242,22 @@ def _export(config: Config, cell: pretrain.Config, model: nn.Module, now: spectr
 
 
 @torch.no_grad()
-def _perplexity(model: nn.Module, held_out: list[Tensor]) -> float:
-    """exp of the mean loss of held-out tokens."""
+def _losses(model: nn.Module, held_out: list[Tensor]) -> Tensor:
+    """Mean loss of every held-out sequence, in nats, float64."""
     model.eval()
-    total = count = 0.0
+    device = next(model.parameters()).device
+    found = []
     for ids in held_out:
-        predicted = ids.shape[0] * (ids.shape[1] - 1)
-        total += float(models.loss_of(model, ids)) * predicted
-        count += predicted
-    return math.exp(min(total / count, 50.0))
+        logits = model(input_ids=ids.to(device)).logits[:, :-1].float()
+        found.append(nn.functional.cross_entropy(logits.mT, ids[:, 1:].to(device), reduction="none").double().mean(1).cpu())
+    return torch.cat(found)
+
+
+def _perplexity(losses: Tensor) -> float:
+    return math.exp(min(float(losses.mean()), 50.0))
+
+
+def _difference(name: str, losses: Tensor, others: Tensor) -> dict[str, float]:
+    """Mean, and standard error over sequences; NaN for one sequence."""
+    each = losses - others
+    return {name: float(each.mean()), f"{name}_se": float(each.std() / len(each) ** 0.5)}

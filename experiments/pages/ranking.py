@@ -71,8 +71,10 @@ def export_lines(kinds: Frames) -> list[dict[str, str]]:
             "ranks": row["by"],
             "numbers": f"{100 * row['numbers_share']:.1f} %",
             "lost ‖W‖²": f"{100 * row['lost_energy']:.2f} %",
-            "perplexity before": f"{row['perplexity']:.2f}",
+            "perplexity whole (matrices zero)": f"{row['perplexity']:.1f} ({row['perplexity_zero']:.1f})",
             "truncated": f"{row['perplexity_truncated']:.2f}",
+            "loss minus whole": f"{row['loss_minus_whole']:+.4f} ± {row['loss_minus_whole_se']:.4f}",
+            "minus uniform": "" if row["by"] == "uniform" else f"{row['loss_minus_uniform']:+.4f} ± {row['loss_minus_uniform_se']:.4f}",
             "exported": f"{row['perplexity_exported']:.2f}",
             "factorised": f"{row['components']} of {row['layers']}",
             "bytes": f"{row['bytes'] / row['bytes_dense']:.3f}×",
@@ -161,17 +163,16 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
 
 
 def _exported(ax: Axes, kinds: Frames) -> None:
-    """Perplexity after truncation against numbers of the factors over those of the matrices."""
+    """Loss that truncation adds against numbers of the factors over those of the matrices; bars are ±2 standard errors over sequences."""
     export = kinds["export"]
     for by, group in export.groupby("by", sort=False):
         colour, marker, dashes = LOOKS[str(by)]
         group = pd.DataFrame(group).sort_values(by="numbers_share")
-        ax.plot(
-            group.numbers_share, group.perplexity_truncated, color=colour, marker=marker, linestyle=dashes, label=str(by).replace("_", " ")
-        )
-    ax.axhline(export.perplexity.iloc[0], color="#000000", linewidth=0.9)
+        look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 5}
+        ax.errorbar(group.numbers_share, group.loss_minus_whole, 2 * group.loss_minus_whole_se, **look, label=str(by).replace("_", " "))
+    ax.axhline(0, color="#000000", linewidth=0.8)
     ax.axvline(1, color="#7F7F7F", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="Σ r(m+n) / Σ mn", ylabel="perplexity", title="Truncated matrices (line: whole)", yscale="log")
+    ax.set(xlabel="Σ r(m+n) / Σ mn", ylabel="loss minus that of the whole model (nats)", title="Truncated matrices")
     ax.legend(frameon=False)
 
 
@@ -194,7 +195,7 @@ def _differences(ax: Axes, kinds: Frames) -> None:
 CAPTION = (
     "Left: every layer thin, the median thick. Second: how much of the leading subspace of a mini-batch gradient is shared with that of another "
     "mini-batch at another moment, over what two mini-batches of one moment share; bars ±2 standard errors (jackknife over mini-batches). Third: "
-    "every matrix truncated, at equal numbers Σ r(m+n). Right: Student intervals over seeds; one that contains 0 shows no difference."
+    "every matrix truncated, at equal numbers Σ r(m+n); bars ±2 standard errors over held-out sequences. Right: Student intervals over seeds; one that contains 0 shows no difference."
 )
 
 

@@ -35,7 +35,7 @@ def factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def truncate(model: nn.Module, ranks: Mapping[str, int]) -> None:
-    """W ← W_r of every named layer, in place."""
+    """W ← W_r of every named layer, in place; of rank 0 nothing is left."""
     for name, rank in ranks.items():
         W = cast(nn.Linear, model.get_submodule(name)).weight
         A, B = factors(W.double(), rank)

@@ -74,6 +74,12 @@ def test_what_truncation_loses_is_the_tail() -> None:
         assert int(torch.linalg.matrix_rank(truncated)) == r
 
 
+def test_of_rank_0_nothing_is_left() -> None:
+    model = llama()
+    factors.truncate(model, {Q0: 0})
+    assert not model.get_parameter(f"{Q0}.weight").any()
+
+
 def test_full_rank_changes_nothing_and_is_not_factorised() -> None:
     model = llama().double()
     factors.truncate(model, {Q0: 32, UP0: 32})
@@ -291,7 +297,12 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     assert len(export) == 2 * 3
     whole = export[export.components == export.layers]
     assert len(whole) and whole.perplexity_exported.to_numpy() == pytest.approx(whole.perplexity_truncated.to_numpy(), rel=1e-5)
-    assert (export.bytes < export.bytes_dense).all()
+    assert (export.bytes < export.bytes_dense).all() and export.perplexity_zero.nunique() == 1
+    added = np.log(export.perplexity_truncated / export.perplexity).to_numpy()
+    assert export.loss_minus_whole.to_numpy() == pytest.approx(added, rel=1e-6, abs=1e-9)
+    uniform = export[export.by == "uniform"].set_index("reduction").loss_minus_whole
+    beside = export.loss_minus_whole - export.reduction.map(uniform)
+    assert export.loss_minus_uniform.to_numpy() == pytest.approx(beside.to_numpy(), rel=1e-6, abs=1e-9)
     assert set(kinds["final"].label) == set(allotment.TRAINING) and set(kinds["paired"].label) == {"weights", "gradients"}
     cells = [cell.read("config.json") for cell in map(runs.load, (run.path.parent / "cells").iterdir())]
     assert {(c["steps"], c["seed"]) for c in cells} == {(2, 1000), (3, 0), (3, 1)}
