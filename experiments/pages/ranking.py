@@ -195,7 +195,8 @@ def _differences(ax: Axes, kinds: Frames) -> None:
 CAPTION = (
     "Left: every layer thin, the median thick. Second: how much of the leading subspace of a mini-batch gradient is shared with that of another "
     "mini-batch at another moment, over what two mini-batches of one moment share; bars ±2 standard errors (jackknife over mini-batches). Third: "
-    "every matrix truncated, at equal numbers Σ r(m+n); bars ±2 standard errors over held-out sequences. Right: Student intervals over seeds; one that contains 0 shows no difference."
+    "every matrix truncated, at equal numbers Σ r(m+n); bars ±2 standard errors over held-out sequences. "
+    "Right: Student intervals over seeds; one that contains 0 shows no difference."
 )
 
 
