@@ -25,7 +25,7 @@ LOOKS = {  # choice of ranks → colour, marker, dashes; from the palette of the
     "gradients": ("#009E73", "^", ":"),
     "least_error": ("#CC79A7", "v", "-."),
 }
-DASHES = ("-", "--", ":")
+INKS = (("#000000", "D"), ("#56B4E9", "P"), ("#8C510A", "X"))  # of numbers of directions
 Frames = Mapping[str, pd.DataFrame]
 
 
@@ -153,10 +153,14 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
     rows = _all_layers(kinds)
     last = rows.other.max()
     for place, (r, mine) in enumerate(rows[rows.step < rows.other].groupby("directions")):
-        for to, group, dashes in (("last", mine[mine.other == last], "-"), ("next", mine.groupby("step").head(1), "--")):
-            group = pd.DataFrame(group)
-            look = {"color": list(LOOKS.values())[place][0], "linestyle": dashes, "marker": list(LOOKS.values())[place][1], "capsize": 2}
-            ax.errorbar(group.step, group.relative, 2 * group.relative_se, **look, markersize=4.5, label=f"r = {r}, {to} moment")
+        colour, marker = INKS[place % len(INKS)]
+        for to, group, dashes in (
+            ("last", mine[mine.other == last], "-"),
+            ("next", mine.sort_values("other").groupby("step").head(1), "--"),
+        ):
+            group = pd.DataFrame(group).sort_values(by="step")
+            look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 4.5}
+            ax.errorbar(group.step, group.relative, 2 * group.relative_se, **look, label=f"r = {r}, {to} moment")
     ax.set(xlabel="step", ylabel="overlap / noise floor", title="Gradient subspaces", ylim=(0, None))
     ax.axhline(1, color="#000000", linewidth=0.8)
     ax.legend(frameon=False, fontsize=8)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from estimators import LAWS
-from experiments.pages import comparisons, figures_scale, markers, readme
+from experiments.pages import comparisons, figures_scale, markers, ranking, readme
+from experiments.publish import committed_kinds
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
@@ -34,6 +35,15 @@ def test_the_fronts_are_of_the_committed_costs(name: str) -> None:
     if figure is not None:
         labels = {text.get_text() for ax in figure.axes for text in ax.texts}
         assert labels and all(f">{label}<" in file.read_text(encoding="utf-8") for label in labels)
+
+
+def test_the_figure_of_ranks_is_of_the_committed_run() -> None:
+    kinds = committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    drawn = (readme.RESULTS / "ranks" / ranking.FIGURE).read_text(encoding="utf-8")
+    figure = ranking.drawn(kinds)
+    labels = {line for ax in figure.axes for text in ax.get_yticklabels() for line in text.get_text().split("\n") if line}
+    assert labels and all(f">{label}<" in drawn for label in labels)
+    assert ranking.markdown("tiny", readme.RESULTS / "nowhere") == "not yet run"
 
 
 def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:
