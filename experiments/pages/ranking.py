@@ -111,6 +111,37 @@ def contest_lines(kinds: Frames) -> list[dict[str, str]]:
     return lines
 
 
+def findings(kinds: Frames) -> list[str]:
+    """What the tables say, a sentence each, computed from the rows."""
+    spectrum, ties = kinds["spectrum"], kinds["tie"].sort_values("step")
+    relative = spectrum.effective_rank / np.minimum(spectrum.m, spectrum.n)
+    middle = relative.groupby([spectrum["of"], spectrum.step]).median()
+    first, last = int(ties.step.iloc[0]), int(ties.step.iloc[-1])
+    told = [
+        f"the median effective rank over min(m, n) goes from {middle['weights', first]:.2f} to {middle['weights', last]:.2f} in weights and from "
+        f"{middle['gradient', first]:.2f} to {middle['gradient', last]:.2f} in gradients, where it is least at step "
+        f"{middle['gradient'].idxmin()}; over layers the two correlate by {ties.spearman.iloc[-1]:+.2f} (p = {ties.p.iloc[-1]:.2g}) at the end"
+    ]
+    rows = _all_layers(kinds)
+    for r, mine in rows[(rows.step < rows.other) & (rows.other == last)].groupby("directions"):
+        shared = ", ".join(
+            f"{row['relative']:.2f} at step {row['step']}" for row in page.records(pd.DataFrame(mine).sort_values(by=["step"]))
+        )
+        told.append(f"the {r} leading directions of the gradient share with those of the end, over the noise floor: {shared}")
+    export = kinds["export"]
+    for by in ("weights", "least_error"):
+        mine = export[export.by == by]
+        worse, better = ((sign * mine.loss_minus_uniform > 2 * mine.loss_minus_uniform_se).sum() for sign in (1, -1))
+        told.append(
+            f"truncated by {by.replace('_', ' ')}, the loss is above that of uniform ranks by more than two standard errors at {worse} of "
+            f"{len(mine)} reductions, below at {better}"
+        )
+    for pair in page.records(kinds["paired"]) if "paired" in kinds else []:
+        sure = "" if pair["low"] > 0 or pair["high"] < 0 else ", not told apart"
+        told.append("{task}, ranks by {label} minus uniform ones: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**pair) + sure)
+    return told
+
+
 TABLES = {
     "effective rank of weights and gradients, median (range) over layers, and their correlation over layers": tie_lines,
     "overlap of the leading gradient subspaces of mini-batches, mean over layers": angle_lines,
@@ -156,7 +187,7 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
         colour, marker = INKS[place % len(INKS)]
         for to, group, dashes in (
             ("last", mine[mine.other == last], "-"),
-            ("next", mine.sort_values("other").groupby("step").head(1), "--"),
+            ("next", mine.sort_values(by=["other"]).groupby("step").head(1), "--"),
         ):
             group = pd.DataFrame(group).sort_values(by="step")
             look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 4.5}
@@ -208,6 +239,7 @@ def section(rows: list[dict[str, Any]]) -> str:
     """Of the report."""
     kinds = frames(rows)
     text = page.figure(lambda: drawn(kinds), CAPTION)
+    text += f"<ul>{''.join(f'<li>{page.html.escape(line)}</li>' for line in findings(kinds))}</ul>"
     for title, lines in TABLES.items():
         if told := lines(kinds):
             text += f"<h3>{title[0].upper()}{title[1:]}</h3>" + page.table(told)
@@ -227,6 +259,7 @@ def markdown(name: str, results: Path = RESULTS) -> str:
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
         f"a moment; {config['law']}, K = {config['refresh_every']}, {len(config['seed'])} seeds; {told['environment']['device']}."
     ]
+    parts += ["", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))]
     for title, lines in TABLES.items():
         if rows := lines(kinds):
             table = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0]), *(f"| {' | '.join(row.values())} |" for row in rows)]

@@ -107,7 +107,8 @@ def found(run: Run) -> list[Any]:
         case "ranks":
             kinds = ranking.frames(rows)
             both = [(title, lines(kinds)) for title, lines in ranking.TABLES.items()]
-            return [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both if told]
+            tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both if told]
+            return [*tables, *ranking.findings(kinds)]
         case "bench":
             shown = [row for row in rows if "ratio" in row and row["kind"] != "regression"]
             lines = [
