@@ -187,7 +187,7 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
         colour, marker = INKS[place % len(INKS)]
         for to, group, dashes in (
             ("last", mine[mine.other == last], "-"),
-            ("next", mine.sort_values(by=["other"]).groupby("step").head(1), "--"),
+            ("next", pd.DataFrame(mine).sort_values(by="other").groupby("step").head(1), "--"),
         ):
             group = pd.DataFrame(group).sort_values(by="step")
             look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 4.5}
