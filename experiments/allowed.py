@@ -29,18 +29,21 @@ def seeds(config: Any) -> None:
 
 
 def ranks(file: Path) -> dict[str, int]:
-    """r by layer name from a JSON file. Raises ``ValueError`` when there is no such file, or when it holds anything else."""
+    """r by layer name from a JSON file. Raises ``WrongInput`` when there is no such file, or when it holds anything else."""
+    from experiments.runs import WrongInput  # not above: other fields need no torch
+
     try:
         found = json.loads(file.read_bytes())
     except OSError:
-        raise ValueError(f"ranks: there is no file {file}; lowrank advise and lowrank ranks write such files") from None
+        raise WrongInput(f"ranks: there is no file {file}; lowrank advise and lowrank ranks write such files") from None
     except ValueError:
         found = None
     if not isinstance(found, dict) or not found or not all(type(r) is int and r >= 1 for r in found.values()):
-        raise ValueError(f'ranks: {file} must hold positive integers by layer name, such as {{"model.layers.0.self_attn.q_proj": 8}}')
+        raise WrongInput(f'ranks: {file} must hold positive integers by layer name, such as {{"model.layers.0.self_attn.q_proj": 8}}')
     return found
 
 
 def ranks_sha256(file: Path | None) -> str:
-    """Of the ranks in a file, however it is laid out; empty for none. Raises as ``ranks`` does."""
-    return "" if file is None else hashlib.sha256(json.dumps(ranks(file), sort_keys=True).encode()).hexdigest()
+    """Of the ranks in a file, however it is laid out; empty for none, and for a file that is not there, which ``ranks`` refuses when the run begins.
+    Raises ``WrongInput`` for one that holds anything else."""
+    return "" if file is None or not file.exists() else hashlib.sha256(json.dumps(ranks(file), sort_keys=True).encode()).hexdigest()

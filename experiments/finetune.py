@@ -174,6 +174,8 @@ def main(config: Config) -> runs.Run:
     if run.done:
         return run
     try:
+        if config.ranks is not None:
+            allowed.ranks(config.ranks)
         tuner.asked(trial(config, config.method[0], 1.0))  # refuses a task or model before there are any cells
     except runs.WrongInput:
         runs.discard_empty(run)
