@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 SEEDS = 2**32  # numpy's and torch's generators take smaller ones
@@ -23,3 +26,24 @@ def seeds(config: Any) -> None:
         raise ValueError(f"seed must be between 0 and {SEEDS - 1}, got {' '.join(map(str, several))}")
     if len(set(several)) < len(several):
         raise ValueError(f"seed names one more than once: {' '.join(map(str, several))}")
+
+
+def ranks(file: Path) -> dict[str, int]:
+    """r by layer name from a JSON file. Raises ``WrongInput`` when there is no such file, or when it holds anything else."""
+    from experiments.runs import WrongInput  # not above: other fields need no torch
+
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError:
+        raise WrongInput(f"ranks: there is no file {file}; lowrank advise and lowrank ranks write such files") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found or not all(type(r) is int and r >= 1 for r in found.values()):
+        raise WrongInput(f'ranks: {file} must hold positive integers by layer name, such as {{"model.layers.0.self_attn.q_proj": 8}}')
+    return found
+
+
+def ranks_sha256(file: Path | None) -> str:
+    """Of the ranks in a file, however it is laid out; empty for none, and for a file that is not there, which ``ranks`` refuses when the run begins.
+    Raises ``WrongInput`` for one that holds anything else."""
+    return "" if file is None or not file.exists() else hashlib.sha256(json.dumps(ranks(file), sort_keys=True).encode()).hexdigest()

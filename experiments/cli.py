@@ -29,6 +29,7 @@ QUESTIONS = {
     "memory measure": "bytes of a training step by category of every method, RoBERTa-large and LLaMA up to 7B, without hardware",
     "plan": "where sending m×r for m×n pays: memory and step time on up to 1,024 devices, by bandwidth and batch; measured with two processes",
     "advise": "which law, rank and K for your model and text: predicted error, memory and time, the Pareto set, one recommendation",
+    "ranks": "a rank for every layer by spectra of weights, by gradients or uniform, at one budget: angles, factorised export, comparison",
     "report": "one self-contained HTML page from finished runs",
     "publish": "write finished runs as small CSV files with provenance into experiments/results",
     "completion": "a script that completes questions, presets and flags in bash or zsh",

@@ -55,7 +55,8 @@ class Config:
     """classifier (a linear head), prompt (label words), response (loss on responses only)."""
     method: tuple[str, ...] = (*VARIED, *LEADING, *FORWARDS)
     """adamw, lora, relora, lowrank:LAW, tokens:LAW, rad, wta_crs, velora, compact, optimizers in a frame, lowrank_lr:LAW, mezo, lozo, subzero;
-    with +recomputed the blocks are computed again in the backward pass, with +fused updates are made inside it."""
+    with +recomputed the blocks are computed again in the backward pass, with +fused updates are made inside it, with +ranks each layer has its
+    rank from --ranks."""
     k: int = 64
     """Training examples a class, and as many for validation; for responses: in all."""
     tests: int = 1000
@@ -64,6 +65,10 @@ class Config:
     """Tokens a text is cut to."""
     rank: int | float = 8
     """r of every layer; a fraction in (0, 1) is r/n."""
+    ranks: Path | None = None
+    """JSON file with r by layer name, for the contenders that end in +ranks."""
+    ranks_sha256: str = ""
+    """SHA-256 of that file; filled in by the command, so that other ranks are another run."""
     refresh_every: int = 20
     """K: steps between two subspaces."""
     state: Policy = "row_scale"
@@ -132,6 +137,7 @@ class Config:
         allowed.at_least(self, 1, "workers", "tests", "forward_steps", "forward_sequences")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        object.__setattr__(self, "ranks_sha256", allowed.ranks_sha256(self.ranks))
         for label in self.method:
             trial(self, label, 1.0)  # each checks its own values
 
@@ -168,6 +174,8 @@ def main(config: Config) -> runs.Run:
     if run.done:
         return run
     try:
+        if config.ranks is not None:
+            allowed.ranks(config.ranks)
         tuner.asked(trial(config, config.method[0], 1.0))  # refuses a task or model before there are any cells
     except runs.WrongInput:
         runs.discard_empty(run)

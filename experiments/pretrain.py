@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 
-from experiments import runs
+from experiments import allowed, runs
 from experiments.training import parallel, tensorboard
 from experiments.training.config import PRESETS, Config
 
@@ -28,6 +28,8 @@ def main(config: Config) -> runs.Run:
     """
     from experiments.training.trainer import Trainer
 
+    if config.ranks is not None:
+        allowed.ranks(config.ranks)  # refused before there is a directory
     with parallel.joined(runs.device(config.device)):
         run = opened(config)
         with tensorboard.followed(run, config.tensorboard) as followed:

@@ -29,6 +29,7 @@ from experiments.pages import (
     lens,
     optimizers,
     plan,
+    ranking,
     report_training,
     scaling,
     summary,
@@ -52,6 +53,7 @@ ABOUT = {  # question → what the title of a page says of it
     "memory": "memory",
     "plan": "devices and links",
     "optimizers": "optimizers in a frame",
+    "ranks": "a rank for every layer",
 }
 
 
@@ -126,6 +128,8 @@ def _part(run: runs.Run, rows: list[dict[str, Any]]) -> tuple[str, str]:
             return f"Advice: {config['model']}", advice.section(rows, config)
         case "optimizers":
             return "Optimizers whose state lives in a frame", optimizers.section(rows)
+        case "ranks":
+            return f"A rank for every layer: {config['model']}", ranking.section(rows)
         case _ if config["model"] == "synthetic":
             return "Validation on synthetic matrices", validation.synthetic(run, rows)
         case _:

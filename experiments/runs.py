@@ -28,7 +28,7 @@ from experiments.provenance import environment
 
 NOT_IDENTITY = (  # fields that say where and how loudly, not what
     "compare", "runs_dir", "shard", "quiet", "workers", "operations", "checkpoint_every", "keep_checkpoints", "max_skipped", "save_model",
-    "tensorboard",
+    "tensorboard", "ranks",
 )  # fmt: skip
 LATER = {  # fields that came later; at these values a run is what it was without them
     "alpha": None,
@@ -50,6 +50,7 @@ LATER = {  # fields that came later; at these values a run is what it was withou
     "init": "plain",
     "lift_every": None,
     "spike_steps": 0,
+    "ranks_sha256": "",
 }  # fmt: skip; of a comparison that lists one value, that value
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

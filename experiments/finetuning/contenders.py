@@ -1,6 +1,7 @@
 """Who is compared in fine-tuning, by labels ``method`` or ``method:law``, and the tuning runs of each.
 
-A label may go on with ``+recomputed`` (the blocks are computed again in the backward pass) and ``+fused`` (updates inside it)."""
+A label may go on with ``+recomputed`` (the blocks are computed again in the backward pass), ``+fused`` (updates inside it) and ``+ranks`` (each layer
+has its rank from a file)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from estimators import LAWS
 from experiments.comparison import search
 from experiments.finetuning.config import WITH_LAWS, Tuning
+from experiments.training.methods import METHODS
 from experiments.training.methods.gradlite import VARIANTS
 from optimizers import OPTIMIZERS, ZEROTH_ORDER
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 TUNING_SEED = 1000  # none of the seeds that are compared
 GENTLE, FORWARD = 1e-3, 1e-4  # starts of the search for few steps on a pretrained model: of AdamW, and of forward passes alone
 HOW = {"recomputed": "recompute", "fused": "fused"}  # the end of a label → field
-VARIES = {"method", "lr", "seed", "tests", "steps", "sequences"}  # between the trainings of one comparison
+RANKS = "ranks"  # the end of a label whose layers have ranks of their own
+VARIES = {"method", "lr", "seed", "tests", "steps", "sequences", "ranks", "ranks_sha256"}  # between the trainings of one comparison
 
 DRAWN = tuple(name for name, law in LAWS.items() if not law.fitted)  # laws without a gradient to look at
 LEADING = ("galore", "ldadam", "muon")  # some in a frame
@@ -44,8 +47,8 @@ EVERY = (
 def trial(config: Config, label: str, lr: float) -> Tuning:
     """The tuning run of one contender at one learning rate. Raises ``ValueError`` for a contender that does not exist."""
     name, *how = label.split("+")
-    if unknown := set(how) - set(HOW):
-        raise ValueError(f"method {label!r}: unknown {', '.join(sorted(unknown))}, known are {', '.join(HOW)}")
+    if unknown := set(how) - {*HOW, RANKS}:
+        raise ValueError(f"method {label!r}: unknown {', '.join(sorted(unknown))}, known are {', '.join((*HOW, RANKS))}")
     method, _, law = name.partition(":")
     if how and method in ZEROTH_ORDER:
         raise ValueError(f"method {label!r}: without a backward pass nothing is recomputed or fused")
@@ -53,6 +56,8 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
         raise ValueError(f"method {label!r}: only {', '.join(WITH_LAWS[:-1])} and {WITH_LAWS[-1]} have laws")
     if method == "lowrank_lr" and law and law in LAWS and LAWS[law].fitted:
         raise ValueError(f"method {label!r}: forward passes show no gradient to fit a law to; known are {', '.join(DRAWN)}")
+    if RANKS in how and (config.ranks is None or method not in METHODS or not METHODS[method].by_layer):
+        raise ValueError(f"method {label!r}: +ranks is for lowrank, compact, lora and relora, with a file of --ranks")
     same = {field.name for field in fields(Tuning)} & {field.name for field in fields(config)} - VARIES
     values: dict[str, Any] = {name: getattr(config, name) for name in same} | {"runs_dir": config.runs_dir / "cells", "quiet": True}
     forward = method in ZEROTH_ORDER
@@ -60,7 +65,7 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
     if forward:
         values |= {"warmup": 0.0, "final_lr": 1.0}
     values |= {"steps": steps, "sequences": sequences, "tests": 1, "seed": TUNING_SEED, **({"law": law} if law else {})}
-    values |= {HOW[word]: True for word in how}
+    values |= {HOW[word]: True for word in how if word != RANKS} | ({"ranks": config.ranks} if RANKS in how else {})
     return Tuning(method=method, lr=lr, **values)
 
 

@@ -146,7 +146,7 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"messages of full AdamW take longer than the low-rank operations in {len(pays)} of {len(found)} settings")
         only = found[(found.low_fits.astype(str) == "True") & (found.full_fits.astype(str) != "True")]
         if len(only):
-            where = ", ".join(dict.fromkeys(f"{row['model']} under {row['shard']}" for row in records(only)))
+            where = ", ".join(dict.fromkeys(f"{row['model']} under {row['shard']}" for row in records(pd.DataFrame(only))))
             lines.append(f"low-rank alone has room: {where}")
         largest = found.loc[found.low_projectors.idxmax()]
         if largest.low_projectors:

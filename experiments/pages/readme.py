@@ -29,6 +29,7 @@ from experiments.pages import (
     lens,
     optimizers,
     plan,
+    ranking,
     redraws,
     references,
     reproduce,
@@ -179,6 +180,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     | {f"lens {name}": partial(lens.markdown, name) for name in lens.COMMITTED}
     | {
         "footprints": footprints.llamas,
+        "ranks": partial(ranking.markdown, ranking.COMMITTED),
         "primitives": benches.primitives,
         "gpu steps": steps_table.table,
         "kernels": kernels.markdown,

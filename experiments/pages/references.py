@@ -42,6 +42,7 @@ TITLES = {
     "2405.17991": "VeLoRA: Memory Efficient Training using Rank-1 Sub-Token Projections",
     "2405.18380": "OwLore: Outlier-weighed Layerwise Sampled Low-Rank Projection for Memory-Efficient LLM Fine-tuning",
     "2406.17660": "Grass: Compute Efficient Low-Memory LLM Training with Structured Sparse Gradients",
+    "2407.11239": "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients",
     "2407.08296": "Q-GaLore: Quantized GaLore with INT4 Projection and Layer-Adaptive Low-Rank Gradients",
     "2408.12857": "Memory-Efficient LLM Training with Online Subspace Descent",
     "2410.01623": "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?",

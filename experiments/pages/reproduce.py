@@ -19,7 +19,7 @@ from experiments.publish import RESULTS, committed_kinds
 
 LATER = {"lowrank demo": {"validate": "--model tiny", "dynamics": ""}}  # what of the tour is a question of its own
 RENAMED = {"optimizers": "optimizer"}  # a group of the bench
-FILLED_IN = ("data_sha256",)  # by the command itself
+FILLED_IN = ("data_sha256", "ranks_sha256")  # by the command itself
 UNSAID = {"--quiet": 0, "--workers": 1}  # flags that change no number, and how many values they have
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.pages import advice, benches, continual, finetuning, footprints, lens, optimizers, plan, scaling
+from experiments.pages import advice, benches, continual, finetuning, footprints, lens, optimizers, plan, ranking, scaling
 from experiments.runs import Run
 from theory.memory import CATEGORIES
 
@@ -125,6 +125,11 @@ def found(run: Run) -> list[Any]:
             tables = [_plain("kept of a gradient, means over layers", tuple(kept[0]), [tuple(line.values()) for line in kept])]
             words = [tuple(Text(cell, justify="left") for cell in line.values()) for line in said]  # tokens may look like markup
             return [_plain("in tokens", tuple(said[0]), words), *tables, lens.asked(run.config, rows)]
+        case "ranks":
+            kinds = ranking.frames(rows)
+            both = [(title, lines(kinds)) for title, lines in ranking.TABLES.items()]
+            tables = [_plain(title, tuple(told[0]), [tuple(line.values()) for line in told]) for title, told in both if told]
+            return [*tables, *ranking.findings(kinds)]
         case "bench":
             shown = [row for row in rows if "ratio" in row and row["kind"] != "regression"]
             lines = [

@@ -32,6 +32,11 @@ class Options:
     """Law of V, a name from LAWS: those of `lowrank validate`."""
     rank: int | float = 0.25
     """r of every layer; a fraction in (0, 1) is r/n of each layer (tokens, wta_crs: of the tokens of its input; velora: groups of features)."""
+    ranks: Path | None = None
+    """lowrank, compact, lora, relora: JSON file with r by layer name, as `lowrank advise` and `lowrank ranks` write it, in the place of --rank;
+    layers that it leaves out keep their full gradient."""
+    ranks_sha256: str = ""
+    """SHA-256 of that file; filled in by the command, so that other ranks are another run."""
     c: float = 1.0
     """Isotropy constant: E[VVᵀ] = cI. Under Adam it scales the step of the projected layers by √c relative to the other weights."""
     refresh_every: int = 200
@@ -131,5 +136,6 @@ class Options:
         for name in ("warmup", "final_lr", "online"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        object.__setattr__(self, "ranks_sha256", allowed.ranks_sha256(self.ranks))
         if self.rank <= 0 or (isinstance(self.rank, float) and self.rank >= 1):
             raise ValueError(f"rank must be a positive integer or a fraction in (0, 1), got {self.rank}")

@@ -12,7 +12,8 @@ import pytest
 
 from estimators import LAWS
 from estimators.transport import SECONDS
-from experiments.pages import comparisons, figures_scale, markers, plan, readme, redraws, scaling, stalling
+from experiments.pages import comparisons, figures_scale, markers, plan, ranking, readme, redraws, scaling, stalling
+from experiments.publish import committed_kinds
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS)
@@ -113,6 +114,16 @@ def test_the_figure_of_a_scaling_law_is_of_its_committed_rows(name: str) -> None
             line for text in figure.axes[-1].get_xticklabels() for line in text.get_text().split("\n")
         ]
         assert all(f">{label}<" in drawn for label in [*labels, "extrapolated"])
+
+
+def test_the_figure_of_ranks_is_of_the_committed_run() -> None:
+    kinds = committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    drawn = (readme.RESULTS / "ranks" / ranking.FIGURE).read_text(encoding="utf-8")
+    figure = ranking.drawn(kinds)
+    labels = {line for text in figure.axes[-1].get_yticklabels() for line in text.get_text().split("\n")}
+    labels |= {ax.get_title() for ax in figure.axes}
+    assert labels and all(f">{label}<" in drawn for label in labels)
+    assert ranking.markdown("tiny", readme.RESULTS / "nowhere") == "not yet run"
 
 
 def test_a_comparison_without_results_is_not_yet_run(tmp_path: Path) -> None:

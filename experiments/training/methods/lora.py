@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import keyed, processes, selection
-from experiments.training.methods.method import Method, Settings
+from experiments.training.methods.method import Method, Settings, rank_of_layers
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -22,17 +22,19 @@ class Lora(Method):
     """W + s·BA with W frozen: A (r×n) random, B (m×r) zero at the start, both trained; s is ``lora_scale`` (α/r in the paper)."""
 
     needs = ("rank", "lora_scale")
+    by_layer = True
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         import peft  # not above: the other methods need none of it
 
         super().__init__(model, settings)
-        chosen, self.left_alone = selection.choose(model, None, settings.rank)
+        asked = rank_of_layers(settings)
+        chosen, self.left_alone = selection.choose(model, None, asked)
         if not chosen:
             raise ValueError(f"lora(rank={settings.rank}): no layer of {type(model).__name__} can be adapted")
         total = sum(p.numel() for p in model.parameters())
         self.touched_share = sum(layer.weight.numel() for layer in chosen.values()) / total
-        ranks = {name: selection.rank_of(layer.in_features, settings.rank) for name, layer in chosen.items()}
+        ranks = {name: selection.of_layer(name, layer.in_features, asked) for name, layer in chosen.items()}
         trained = [p for p in model.parameters() if p.requires_grad and id(p) not in {id(layer.weight) for layer in chosen.values()}]
         config = peft.LoraConfig(
             target_modules=list(chosen),

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from estimators.convert import convert
-from experiments.training.methods.method import Method, Settings
+from experiments.training.methods.method import Method, Settings, rank_of_layers
 
 
 class LowRank(Method):
     """LowRank-IPA: ``estimators.convert``."""
 
     needs = ("law", "rank", "c", "lift_every", "refresh_every", "state", "second_moment", "lift", "store", "keep", "basis_every", "online")
+    by_layer = True
     fixed: ClassVar[dict[str, Any]] = {}  # what the method chooses itself
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
-        self.handle = handle = convert(model, seed=settings.seed, **{name: getattr(settings, name) for name in self.needs}, **self.fixed)
+        values = {name: getattr(settings, name) for name in self.needs} | {"rank": rank_of_layers(settings)}
+        self.handle = handle = convert(model, seed=settings.seed, **values, **self.fixed)
         self.conversion, self.left_alone, self.touched_share = handle, handle.left_alone, handle.touched_share
 
     def matrices(self) -> list[nn.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
@@ -12,6 +13,7 @@ from estimators import Coupling, selection
 from estimators.convert import Conversion
 from estimators.transport import Policy, Second
 from estimators.writing import Lift
+from experiments import allowed
 
 
 class Settings(Protocol):
@@ -21,6 +23,8 @@ class Settings(Protocol):
     def law(self) -> str: ...
     @property
     def rank(self) -> int | float: ...
+    @property
+    def ranks(self) -> Path | None: ...
     @property
     def c(self) -> float: ...
     @property
@@ -49,14 +53,22 @@ class Settings(Protocol):
     def lora_scale(self) -> float: ...
 
 
+def rank_of_layers(settings: Settings) -> selection.Ranks:
+    """r of every layer: by name where a file says it, else the same number or fraction for all."""
+    return settings.rank if settings.ranks is None else allowed.ranks(settings.ranks)
+
+
 class Method(abc.ABC):
     """A prepared model. ``handle``: the conversion behind it, if there is one; ``left_alone``: what keeps its plain gradient, and why."""
 
     handle: Conversion | None = None
     needs: ClassVar[tuple[str, ...]] = ()  # fields that only this method reads
     narrow: ClassVar[bool] = True  # its rank is of features, below the width of the model
+    by_layer: ClassVar[bool] = False  # takes a rank for every layer
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
+        if settings.ranks is not None and not self.by_layer:
+            raise ValueError("ranks: a rank for every layer is for lowrank, compact, lora and relora; others take --rank")
         self.model, self.settings = model, settings
         self.left_alone: dict[str, str] = {}
         self.touched_share = 0.0

@@ -1,0 +1,164 @@
+"""Ranks at one budget against each other in training: one learning rate each, chosen on equal budgets, then pairs of equal seed.
+
+Everything but the ranks is the same: law, K, initialisation, data order, and the learning rates that are tried, with a seed that is not compared. A
+cell is a run of ``lowrank pretrain`` or of ``lowrank finetune`` in RUNS_DIR/cells. Uniform ranks are the option ``--rank``, others a file of
+``--ranks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from estimators import selection
+from experiments import pretrain, runs
+from experiments.comparison import grid, outcomes, search
+from experiments.comparison.plan import TUNING_SEED
+from experiments.finetuning import summary, tuner
+from experiments.finetuning.config import Tuning
+from experiments.ranking import spectra
+from experiments.ranking.allotment import TRAINING, Ranks
+
+if TYPE_CHECKING:
+    from experiments.ranks import Config
+
+TASKS = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class Contest:
+    """``trial(lr)``: a tuning run with uniform ranks; ``compared(cell, seed)``: the run of one seed; ``score``: what chooses, lower is better;
+    ``outcome``: of a finished cell, by name, the first of which is compared."""
+
+    task: str
+    rates: tuple[float, ...]
+    trial: Callable[[float], Any]
+    compared: Callable[[Any, int], Any]
+    score: Callable[[Any], float]
+    outcome: Callable[[Any], dict[str, float]]
+    job: grid.Job
+
+
+def pretraining(config: Config) -> Contest:
+    """Of the model of the configuration, from random weights; outcome: held-out loss."""
+    base = replace(
+        pretrain.PRESETS[config.model],
+        **_common(config, config.refresh_every),
+        rank=config.rank,
+        length=config.length,
+        accumulate=1,
+        data=config.data,
+        measure_every=0,
+        eval_tokens=config.eval_tokens,
+        save_model=False,
+        steps=config.tune_steps,
+        sequences=config.sequences,
+    )
+
+    def outcome(cell: pretrain.Config) -> dict[str, float]:
+        run = pretrain.opened(cell)
+        found = [row for row in run.rows() if row["kind"] == "eval"] if run.done else []
+        return {"loss": found[-1]["loss"]} if found else {"loss": float("inf")}
+
+    return Contest(
+        "pretrain",
+        config.lr,
+        lambda lr: replace(base, lr=lr),
+        lambda cell, seed: replace(cell, seed=seed, steps=config.compare_steps),
+        outcomes.tail,
+        outcome,
+        grid.PRETRAINING,
+    )
+
+
+def finetuning(config: Config) -> Contest:
+    """Of all-MiniLM-L6-v2 on Rotten Tomatoes, from pretrained weights; outcomes: loss and accuracy on the test examples."""
+    base = Tuning(**_common(config, config.refresh_every), rank=config.finetune_rank, k=64, tests=1, steps=config.finetune_steps)
+
+    def outcome(cell: Tuning) -> dict[str, float]:
+        row = summary.tested("", cell)
+        return {"loss": row["loss"], "accuracy": row["accuracy"]}
+
+    return Contest(
+        "finetune",
+        config.finetune_lr,
+        lambda lr: replace(base, lr=lr),
+        lambda cell, seed: replace(cell, seed=seed, tests=config.tests),
+        summary.validation,
+        outcome,
+        grid.Job(tuner.opened, tuner.tune, lambda _: None),
+    )
+
+
+def _common(config: Config, refresh_every: int) -> dict[str, Any]:
+    return {
+        "method": "lowrank",
+        "law": config.law,
+        "refresh_every": refresh_every,
+        "state": "row_scale",
+        "seed": TUNING_SEED,
+        "checkpoint_every": 0,
+        "device": config.device,
+        "quiet": True,
+        "runs_dir": config.runs_dir / "cells",
+    }
+
+
+def held(
+    contest: Contest, found: Mapping[str, Ranks], seeds: Sequence[int], run: runs.Run, workers: int, quiet: bool
+) -> list[dict[str, Any]]:
+    """Train it all; rows ``trial``, ``final`` and ``paired``, each choice of ranks against uniform ones."""
+    tuning = {by: [_with(contest.trial(lr), by, found[by], contest.task, run) for lr in contest.rates] for by in TRAINING}
+    grid.train([cell for some in tuning.values() for cell in some], workers, f"{contest.task}: tune", quiet, contest.job)
+    judged = {by: search.judged(some, contest.score) for by, some in tuning.items()}
+    chosen = {by: next(cell for cell, row in zip(some, judged[by], strict=True) if row["chosen"]) for by, some in tuning.items()}
+    compared = {by: [contest.compared(cell, seed) for seed in seeds] for by, cell in chosen.items()}
+    grid.train([cell for some in compared.values() for cell in some], workers, f"{contest.task}: compare", quiet, contest.job)
+    named = {"task": contest.task}
+    trials = [
+        {"kind": "trial", **named, "label": by, "lr": cell.lr, **row}
+        for by, some in tuning.items()
+        for cell, row in zip(some, judged[by], strict=True)
+    ]
+    finals: list[dict[str, Any]] = [
+        {"kind": "final", **named, "label": by, "lr": cell.lr, "seed": cell.seed, "steps": cell.steps, **contest.outcome(cell)}
+        for by, some in compared.items()
+        for cell in some
+    ]
+    references = {by: [] if by == TRAINING[0] else [TRAINING[0]] for by in TRAINING}
+    measures = [name for name in ("loss", "accuracy") if name in finals[0]]
+    paired = [{**row, **named, "of": of} for of in measures for row in outcomes.paired(finals, references, of=of)]
+    return [*trials, *finals, *paired]
+
+
+def _with(cell: Any, by: str, ranks: Ranks, task: str, run: runs.Run) -> Any:
+    """The cell with these ranks, which the run keeps as a file."""
+    if by == TRAINING[0]:
+        return cell
+    path: Path = run.path / f"{task}-{by}.json"
+    if not path.exists() or run.read(path.name) != ranks:
+        run.write(path.name, ranks)
+    return replace(cell, ranks=path)
+
+
+def finetuned_moment(contest: Contest, count: int, seed: int) -> spectra.Moment:
+    """Weights and gradients of the pretrained model before the first step, with the head and the examples of the tuning seed."""
+    config: Tuning = contest.trial(contest.rates[0])
+    objective, split = tuner.asked(config)
+    objective.to(runs.device(config.device)).eval()  # the noise of dropout would count as that of the text
+    items = objective.items(split.training)
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
+    size = min(config.sequences, len(items) // count)
+    names = list(selection.choose(objective.model, None, 1)[0])
+
+    def loss(model: nn.Module, number: Tensor) -> Tensor:
+        del model
+        start = int(number) * size
+        return objective(objective.batch([items[place] for place in order[start : start + size]]))
+
+    return spectra.moment(0, objective.model, names, torch.tensor, count, 1, loss=loss, seed=seed)

@@ -1,0 +1,333 @@
+"""``lowrank ranks``: factors against truncated matrices, overlaps against angles, equal budgets, ranks from a file, the question in small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from estimators import HaarStiefel, LowRankLinear, convert, keyed
+from experiments import cli, finetune, pretrain, publish, ranks, report, runs
+from experiments.advising import choice
+from experiments.comparison import grid
+from experiments.finetuning import contenders
+from experiments.pages import ranking
+from experiments.ranking import allotment, factors, spectra
+from experiments.training import models
+from experiments.training.methods import METHODS
+from tests.experiments.test_pretrain import few
+from tests.monte_carlo import assert_mean
+from theory import angles, truncation
+
+SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 60}
+Q0, UP0, DOWN1 = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
+RANKS = {Q0: 5, UP0: 7, DOWN1: 25}  # the last is no low-rank component: 25·(32 + 48) > 32·48
+IDS = torch.randint(0, 60, (3, 10), generator=torch.Generator().manual_seed(0))
+
+
+def llama(**fields: Any) -> LlamaForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**SIZE, **fields)).eval()
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+# factors
+
+
+@pytest.mark.parametrize("fields", [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}])
+def test_a_factorised_model_is_the_truncated_one_and_loads_to_the_last_bit(fields: dict[str, Any], tmp_path: Path) -> None:
+    truncated, mine = llama(**fields).double(), llama(**fields).double()
+    found = factors.factorise(mine, RANKS)
+    assert found == {Q0: 5, UP0: 7}
+    factors.truncate(truncated, found)
+    assert torch.allclose(logits(mine), logits(truncated), rtol=0, atol=1e-10)
+    assert not torch.allclose(logits(truncated), logits(llama(**fields).double()), atol=1e-4)  # truncation has changed it
+    size = factors.save(mine, found, tmp_path)
+    again = factors.load(tmp_path).eval()
+    assert torch.equal(logits(again), logits(mine))
+    tensors = sum(p.numel() * p.element_size() for p in mine.parameters())
+    assert tensors < size < tensors + 16_384  # and a header of names and shapes
+    saved = sum(np.prod(shape) - r * sum(shape) for shape, r in (((32, 32), 5), ((48, 32), 7)))
+    assert sum(p.numel() for p in llama(**fields).parameters()) - sum(p.numel() for p in mine.parameters()) == saved
+
+
+def test_what_truncation_loses_is_the_tail() -> None:
+    model, before = llama().double(), llama().double()
+    factors.truncate(model, RANKS)
+    for name, r in RANKS.items():
+        W, truncated = before.get_parameter(f"{name}.weight").detach(), model.get_parameter(f"{name}.weight").detach()
+        lost = truncation.tails(spectra.singular_values(W))[r - 1]
+        assert float((W - truncated).square().sum()) == pytest.approx(lost, rel=1e-10)
+        assert int(torch.linalg.matrix_rank(truncated)) == r
+
+
+def test_of_rank_0_nothing_is_left() -> None:
+    model = llama()
+    factors.truncate(model, {Q0: 0})
+    assert not model.get_parameter(f"{Q0}.weight").any()
+
+
+def test_full_rank_changes_nothing_and_is_not_factorised() -> None:
+    model = llama().double()
+    factors.truncate(model, {Q0: 32, UP0: 32})
+    assert torch.allclose(logits(model), logits(llama().double()), rtol=0, atol=1e-10)
+    assert factors.factorise(model, {Q0: 16, UP0: 32}) == {}  # 16·(32 + 32) = 32·32: no fewer numbers
+
+
+def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(runs.WrongInput, match=r"it has no factors\.json"):
+        factors.load(tmp_path)
+    found = factors.factorise(model, RANKS)
+    factors.save(model, found, tmp_path)
+    (tmp_path / factors.FACTORS).write_text(json.dumps({Q0: 5}))
+    with pytest.raises(runs.WrongInput, match="do not fit"):
+        factors.load(tmp_path)
+
+
+# subspaces
+
+
+def frames(count: int, n: int, r: int, seed: int) -> Tensor:
+    V = HaarStiefel(n=n, rank=r).sample(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return V * (r / n) ** 0.5
+
+
+def test_overlaps_are_those_of_principal_angles() -> None:
+    some, others = frames(3, 12, 4, 0), frames(3, 12, 4, 1)
+    table = spectra.overlaps(some, others)
+    for i in range(3):
+        for j in range(3):
+            assert table[i, j] == pytest.approx(angles.overlap(some[i].numpy(), others[j].numpy()), rel=1e-10)
+
+
+def test_the_mean_leaves_out_pairs_of_one_batch() -> None:
+    table = np.random.default_rng(0).normal(size=(5, 5))
+    mean, without = spectra.off_diagonal(table)
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    assert mean == pytest.approx(np.mean([table[pair] for pair in pairs]), rel=1e-12)
+    for left in range(5):
+        assert without[left] == pytest.approx(np.mean([table[pair] for pair in pairs if left not in pair]), rel=1e-12)
+
+
+def test_subspaces_of_noise_overlap_by_chance_alone() -> None:
+    """The noise floor of batches that have nothing in common; with pairs of a batch and itself it would be far above."""
+    n, r, count = 10, 3, 4
+
+    def floors(size: int, generator: torch.Generator) -> Tensor:
+        V = HaarStiefel(n=n, rank=r).sample(size, count, generator=generator, dtype=torch.float64) * (r / n) ** 0.5
+        return torch.tensor([spectra.off_diagonal(spectra.overlaps(Q, Q))[0] for Q in V], dtype=torch.float64)
+
+    assert_mean(floors, angles.chance(n, r), draws=3000, resolution=0.01, generator=torch.Generator().manual_seed(0))
+    Q = frames(count, n, r, 0)
+    assert spectra.overlaps(Q, Q).mean() > angles.chance(n, r) + 0.1
+
+
+def moment(step: int, model: nn.Module, seed: int = 0, count: int = 5) -> spectra.Moment:
+    names = list(model.get_submodule("model").state_dict())
+    names = [f"model.{name.removesuffix('.weight')}" for name in names if "proj" in name]
+
+    def batch(number: int) -> Tensor:
+        return torch.randint(0, 60, (2, 12), generator=keyed.generator(seed, "test", number))
+
+    return spectra.moment(step, model, names, batch, count, 4)
+
+
+def test_of_one_moment_with_itself_nothing_has_turned() -> None:
+    now = moment(0, llama())
+    rows = spectra.angle_rows(now, now, 4)
+    assert len(rows) == 15 and rows[-1]["layer"] == "all"
+    assert all(row["relative"] == pytest.approx(1, rel=1e-12) and row["relative_se"] < 1e-12 for row in rows)
+    layers = [row["overlap"] for row in rows[:-1]]
+    assert rows[-1]["overlap"] == pytest.approx(np.mean(layers), rel=1e-10) and all(0 < value < 1 for value in layers)
+    assert all(0 <= row["median_degrees"] <= 90 for row in rows[:-1])
+
+
+def test_a_moment_has_the_spectra_of_weights_and_of_all_gradients() -> None:
+    model = llama()
+    now = moment(3, model)
+    W = model.get_parameter(f"{UP0}.weight").detach().numpy()
+    assert now.weights[UP0] == pytest.approx(np.linalg.svd(W, compute_uv=False), rel=1e-5)
+    (layer,) = (layer for layer in now.layers if layer.name == UP0)
+    assert now.shapes[UP0] == (48, 32) and now.gradients[UP0].shape == (32,)
+    second = now.gradients[UP0] ** 2
+    assert (np.diff(second) <= 1e-18).all()
+    # the first batch shows the directions; errors are about the others
+    assert float(layer.sums.second[0]) == pytest.approx(second.sum(), rel=0.5)
+    rows = spectra.spectrum_rows(now)
+    assert len(rows) == 28 and all(row["values"][0] == 1 and 1 <= row["effective_rank"] <= min(row["m"], row["n"]) for row in rows)
+    assert -1 <= spectra.tie(now)["spearman"] <= 1
+
+
+# budgets
+
+
+@pytest.mark.parametrize("rank", [4, 0.25])
+def test_all_choices_have_one_budget_and_gradients_have_the_least_error(rank: int | float) -> None:
+    now, tokens = moment(0, llama()), 64
+    found = allotment.for_training(now, "haar_stiefel", rank, tokens)
+    rows = [row for row in allotment.budget_rows("pretrain", now, "haar_stiefel", found, tokens) if row["kind"] == "budget"]
+    told = {row["by"]: row for row in rows}
+    dearest = max(choice.growing_bytes(layer, tokens) for layer in now.layers)
+    for by in allotment.TRAINING:
+        assert told["uniform"]["bytes"] - dearest < told[by]["bytes"] <= told["uniform"]["bytes"]
+        assert all(1 <= found[by][layer.name] < layer.smaller for layer in now.layers)
+        handle = convert(llama(), rank=found[by])
+        assert {name: layer.rank for name, layer in handle.layers.items()} == found[by]
+    assert told["gradients"]["error"] <= told["uniform"]["error"] * (1 + 1e-12)
+
+
+def test_a_uniform_rank_that_a_layer_cannot_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank=32 is not below min"):
+        allotment.for_training(moment(0, llama()), "haar_stiefel", 32, 64)
+
+
+def test_export_budgets_are_numbers_and_least_error_has_the_least() -> None:
+    now = moment(0, llama())
+    for reduction in (0.3, 0.6, 0.9):
+        found = allotment.for_export(now.weights, now.shapes, reduction)
+        numbers = {by: sum(r * sum(now.shapes[name]) for name, r in some.items()) for by, some in found.items()}
+        lost = {by: sum(float((now.weights[name][r:] ** 2).sum()) for name, r in some.items()) for by, some in found.items()}
+        assert all(numbers["uniform"] - 80 < value <= numbers["uniform"] for value in numbers.values())
+        assert lost["least_error"] <= lost["uniform"] * (1 + 1e-12) and set(found) == set(allotment.EXPORT)
+
+
+# ranks from a file
+
+
+def written(folder: Path, content: Any, name: str = "ranks.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("method", ["lowrank", "compact", "lora", "relora"])
+def test_a_method_takes_every_layer_its_rank_and_leaves_others_whole(method: str, tmp_path: Path) -> None:
+    asked = {"model.layers.0.self_attn.q_proj": 3, "model.layers.3.mlp.down_proj": 9}
+    model = models.build("tiny", 0)
+    made = METHODS[method](model, pretrain.Config(method=method, ranks=written(tmp_path, asked)))
+    if "lora" in method:
+        found = {name: layer.r["default"] for name, layer in made.adapters().items()}  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        found = {name: layer.rank for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+    assert found == asked
+    whole = model.get_submodule("model.layers.1.self_attn.q_proj").weight
+    assert whole.requires_grad and any(p is whole for p in made.others())
+
+
+def test_other_methods_and_other_models_are_refused(text: Path, tmp_path: Path) -> None:
+    ranks = written(tmp_path, {"model.layers.0.self_attn.q_proj": 3})
+    for fields, what in (
+        ({"method": "adamw", "ranks": ranks}, "is for lowrank, compact, lora and relora"),
+        ({"ranks": written(tmp_path, {"encoder.0": 3}, "other.json")}, r"'encoder.0' is no nn.Linear of LlamaForCausalLM"),
+    ):
+        with pytest.raises(runs.WrongInput, match=what):
+            pretrain.main(few(text, tmp_path / "runs", **fields))
+
+
+@pytest.mark.parametrize("content", [[], {}, {"a": 0}, {"a": 1.5}, {"a": True}, 3])
+def test_a_file_that_holds_no_ranks_is_refused(content: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold positive integers by layer name"):
+        pretrain.Config(ranks=written(tmp_path, content))
+
+
+def test_other_ranks_are_another_run_and_another_place_of_the_file_is_not(tmp_path: Path) -> None:
+    one = pretrain.Config(ranks=written(tmp_path, {"a": 1, "b": 2}))
+    same, other = (
+        replace(one, ranks=written(tmp_path, {"b": 2, "a": 1}, "same.json")),
+        replace(one, ranks=written(tmp_path, {"a": 2}, "b.json")),
+    )
+    assert runs.identity(one) == runs.identity(same) != runs.identity(other)
+    assert "ranks_sha256" not in runs.identity(pretrain.Config()) and "ranks" not in runs.identity(one)
+
+
+def test_ranks_in_training_are_those_of_convert(text: Path, tmp_path: Path) -> None:
+    """A file with one rank for all layers trains as that rank does."""
+    names = list(convert(models.build("tiny", 0), rank=8).layers)
+    uniform = pretrain.main(few(text, tmp_path, rank=8))
+    by_file = pretrain.main(few(text, tmp_path, rank=0.5, ranks=written(tmp_path, dict.fromkeys(names, 8))))
+    losses = [[row["loss"] for row in run.rows() if row["kind"] in ("train", "eval")] for run in (uniform, by_file)]
+    assert uniform.path != by_file.path and losses[0] == losses[1]
+
+
+def test_a_contender_of_fine_tuning_has_ranks_of_its_own(tmp_path: Path) -> None:
+    path = written(tmp_path, {"a": 2})
+    config = finetune.Config(method=("lowrank:haar_stiefel", "lora+ranks"), ranks=path)
+    plain, mine = (contenders.trial(config, label, 1e-3) for label in config.method)
+    assert (plain.ranks, mine.ranks) == (None, path) and plain.ranks_sha256 == "" != mine.ranks_sha256 == config.ranks_sha256
+    with pytest.raises(ValueError, match=r"\+ranks is for"):
+        finetune.Config(method=("galore+ranks",), ranks=path)
+
+
+# the question
+
+
+@pytest.fixture
+def run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
+    """In small; cells are trained in this process."""
+
+    def train(cells: Sequence[pretrain.Config], *_: object) -> None:
+        for cell in dict.fromkeys(cells):
+            assert grid._cell(pretrain.main, cell) == 0
+
+    monkeypatch.setattr(grid, "train", train)
+    return ranks.main(replace(ranks.PRESETS["smoke"], tasks=("pretrain",), data=str(text), runs_dir=tmp_path / "runs", quiet=True))
+
+
+def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ranking.frames(run.rows())
+    assert set(kinds) == set(ranking.KINDS)
+    assert list(dict.fromkeys(kinds["spectrum"].step)) == [0, 2, 4] and len(kinds["spectrum"]) == 3 * 2 * 28
+    assert set(zip(kinds["angle"].step, kinds["angle"].other, strict=True)) == {(0, 0), (2, 2), (4, 4), (0, 2), (2, 4), (0, 4)}
+    export = kinds["export"]
+    assert len(export) == 2 * 3
+    whole = export[export.components == export.layers]
+    assert len(whole) and whole.perplexity_exported.to_numpy() == pytest.approx(whole.perplexity_truncated.to_numpy(), rel=1e-5)
+    assert (export.bytes < export.bytes_dense).all() and export.perplexity_zero.nunique() == 1
+    added = np.log(export.perplexity_truncated / export.perplexity).to_numpy()
+    assert export.loss_minus_whole.to_numpy() == pytest.approx(added, rel=1e-6, abs=1e-9)
+    uniform = export[export.by == "uniform"].set_index("reduction").loss_minus_whole
+    beside = export.loss_minus_whole - export.reduction.map(uniform)
+    assert export.loss_minus_uniform.to_numpy() == pytest.approx(beside.to_numpy(), rel=1e-6, abs=1e-9)
+    assert set(kinds["final"].label) == set(allotment.TRAINING) and set(kinds["paired"].label) == {"weights", "gradients"}
+    cells = [cell.read("config.json") for cell in map(runs.load, (run.path.parent / "cells").iterdir())]
+    assert {(c["steps"], c["seed"]) for c in cells} == {(2, 1000), (3, 0), (3, 1)}
+    for by in ("weights", "gradients"):
+        asked = run.read(f"pretrain-{by}.json")
+        table = kinds["rank"].set_index("layer")[by].to_dict()
+        assert asked == table and convert(models.build("tiny", 0), rank=asked).layers.keys() == asked.keys()
+    rows = run.rows()
+    again = ranks.main(ranks.Config(**{name: _value(run.config[name], name) for name in ranks.Config.__dataclass_fields__}))
+    assert again.path == run.path and again.rows() == rows
+    written = publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
+    assert {path.stem for path in written} == {"tiny", *(f"tiny-{kind}" for kind in ranking.KINDS)}
+    told = ranking.markdown("tiny", tmp_path / "results")
+    assert told.count("| uniform |") == 1 + 2 and "noise floor" in told
+    page = report.main(report.Config(run=(run.path,), out=tmp_path / "report.html")).read_text(encoding="utf-8")
+    assert "A rank for every layer: tiny" in page and "<svg" in page
+    assert cli.main(["report", str(run.path), "--out", str(tmp_path / "again.html")]) == 0
+    capsys.readouterr()
+
+
+def _value(value: Any, name: str) -> Any:
+    return Path(value) if name == "runs_dir" else tuple(value) if isinstance(value, list) else value
+
+
+def test_text_that_is_too_short_is_refused(text: Path, tmp_path: Path) -> None:
+    config = replace(ranks.PRESETS["smoke"], data=str(text), batches=40, tasks=(), runs_dir=tmp_path, quiet=True)
+    with pytest.raises(runs.WrongInput, match="held-out sequences; batches=40"):
+        ranks.main(config)
