@@ -26,6 +26,7 @@ TITLES = {
     "2106.09685": "LoRA: Low-Rank Adaptation of Large Language Models",
     "2106.05203": "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback",
     "2110.02861": "8-bit Optimizers via Block-wise Quantization",
+    "2203.15556": "Training Compute-Optimal Large Language Models",
     "2302.13971": "LLaMA: Open and Efficient Foundation Language Models",
     "2305.13245": "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
     "2305.15265": "Winner-Take-All Column Row Sampling for Memory Efficient Adaptation of Language Model",

