@@ -138,7 +138,7 @@ WRONG = {
     "memory --method galore": "unknown method 'galore', known are lowrank, adamw, lora",
     "memory measure --method adamm": "unknown method 'adamm', known are adamw, adamw fused",
     "memory measure --operations 0": "operations must be at least 1, got 0",
-    "ranks small": "unknown preset 'small', known are 83k, 267k, 935k, tiny, 9m",
+    "ranks small": "unknown preset 'small', known are tiny, 9m",
     "ranks --reduction 1": "reduction is a share of min(m, n) and must be in (0, 1), got 1.0",
     "ranks --directions 200": "directions=200 must be below the width 128 of tiny",
     "pretrain tiny --ranks nowhere.json": "ranks: there is no file nowhere.json",
