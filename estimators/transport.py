@@ -77,9 +77,10 @@ def carry(
     unknown = [key for key in matrices if key not in (*FIRST, *SECOND)]
     if unknown:
         raise ValueError(f"carry(policy={policy!r}): do not know what the optimizer state {unknown[0]!r} means, use 'reset' or 'keep'")
-    second = second or {"reproject_both": "reproject", "row_scale": "row_scale"}.get(policy, "keep")  # pyright: ignore[reportAssignmentType]
+    own: dict[Policy, Second] = {"reproject_both": "reproject", "row_scale": "row_scale"}
+    second = second or own.get(policy, "keep")
     R = change_of_basis(V, new) if policy.startswith("reproject") or second == "reproject" else torch.empty(0)
-    z = _normal(state, generator) if second == "random" else torch.empty(0)
+    z = _normal(state, generator) if second == "random" else None
     first = next((_read(matrices[key]).clone() for key in FIRST if key in matrices), None)  # a copy: M is overwritten before N is
     for key, value in matrices.items():
         old = _read(value)
@@ -88,11 +89,26 @@ def carry(
         elif key in SECOND and second == "reproject":
             M = torch.zeros_like(old) if first is None else first.sign() * torch.minimum(first.abs(), old.clamp_min(0).sqrt())
             value.copy_((old - M.square()).clamp_min(0) @ R.square() + (M @ R).square())
-        elif key in SECOND and second in ("row_scale", "random"):
-            rows = old.mean(1, keepdim=True)
-            value.copy_(rows.expand_as(old).contiguous() if second == "row_scale" else rows * z.square().to(old.dtype))
-        elif key in SECOND and second in ("zero", "first_batch"):
-            value.copy_(torch.zeros_like(old))
+        elif key in SECOND:
+            value.copy_(renewed(second, old, z))
+
+
+def renewed(
+    second: Second, N: Float[Tensor, "*batch m r"], normal: Float[Tensor, "*batch m r"] | None = None
+) -> Float[Tensor, "*batch m r"]:
+    """What becomes of N under a policy that looks at nothing else; ``normal``: z of ``random``. Zero under ``first_batch``, until there is one."""
+    rows = N.mean(-1, keepdim=True)
+    match second:
+        case "keep":
+            return N
+        case "row_scale":
+            return rows.expand_as(N).contiguous()
+        case "random":
+            assert normal is not None
+            return rows * normal.square().to(N.dtype)
+        case "zero" | "first_batch":
+            return torch.zeros_like(N)
+    raise ValueError(f"renewed(second={second!r}): needs more than the second moment")
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ class Config:
     """Bytes of a training step by category, of every method, on fake tensors."""
 
     model: str = "roberta-large"
-    """roberta-large, roberta-tiny (two-class classifiers), or a LLaMA preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
+    """roberta-large, roberta-tiny (two-class classifiers), or a LLaMA preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b, 70b."""
     method: tuple[str, ...] = ()
     """Methods, by the names of the table; all if none are named."""
     rank: int | float = 0.125

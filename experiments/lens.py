@@ -70,7 +70,7 @@ class Config:
     lr: float = 3e-3
     """Tiny: peak learning rate of AdamW."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     quiet: bool = False

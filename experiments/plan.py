@@ -38,7 +38,7 @@ class Config:
     """Memory, bytes and step time by devices, bandwidth and batch; full AdamW beside LowRank-IPA."""
 
     model: tuple[str, ...] = ("7b", "70b")
-    """Presets: tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b, 70b."""
+    """Presets: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b, 70b."""
     law: str = "haar_stiefel"
     """Law of V, a name from LAWS."""
     rank: float = 0.25

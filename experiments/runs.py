@@ -30,28 +30,11 @@ NOT_IDENTITY = (  # fields that say where and how loudly, not what
     "compare", "runs_dir", "shard", "quiet", "workers", "operations", "checkpoint_every", "keep_checkpoints", "max_skipped", "save_model",
     "tensorboard", "ranks",
 )  # fmt: skip
-LATER = {  # fields that came later; at these values a run is what it was without them
-    "alpha": None,
-    "variant": "paper",
-    "other_lr": None,
-    "random_from": 0,
-    "layers": None,
-    "search": "grid",
-    "trials": 5,
-    "cost_steps": 0,
-    "data_sha256": "",
-    "fused": False,
-    "recompute": False,
-    "feedback": "ef14",
-    "residual": "bf16",
-    "inner": "adam",
-    "second_moment": None,
-    "coupled": 0.0,
-    "init": "plain",
-    "lift_every": None,
-    "spike_steps": 0,
-    "ranks_sha256": "",
-}  # fmt: skip; of a comparison that lists one value, that value
+LATER = {  # fields that came later; at these values a run is what it was without them, and so is a comparison that lists nothing else
+    "alpha": None, "variant": "paper", "other_lr": None, "random_from": 0, "layers": None, "search": "grid", "trials": 5, "cost_steps": 0,
+    "data_sha256": "", "fused": False, "recompute": False, "feedback": "ef14", "residual": "bf16", "inner": "adam", "second_moment": None,
+    "coupled": 0.0, "init": "plain", "lift_every": None, "spike_steps": 0, "ranks_sha256": "",
+}  # fmt: skip
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from estimators import keyed
-from estimators.transport import Second
+from estimators.transport import Second, renewed
 from optimizers.frames import Frame
 from optimizers.inner import Adam, Inner, State
 from optimizers.storage import FLOAT
@@ -142,24 +142,18 @@ class SecondMoment(Transport):
         return memo
 
     def _renewed(self, inner: Inner, before: State, N: Tensor, old: Frame, new: Frame, draw: int) -> Tensor:
-        rows = N.mean(-1, keepdim=True)
-        match self.policy:
-            case "zero":
-                return torch.zeros_like(N)
-            case "keep":
-                return N
-            case "reproject":
-                plain = replace(inner, storage=FLOAT)  # of a copy, which is not kept in 8 bits
-                ReprojectBoth().carry(plain, before, old, new)
-                return before[str(inner.second)]
-            case "row_scale":
-                return rows.expand_as(N).contiguous()
-            case "random":
-                generators = [keyed.generator(self.seed, f"{name}.second_moment", draw, N.device) for name in self.names]
-                z = torch.stack([torch.randn(N.shape[-2:], generator=g, dtype=N.dtype, device=N.device) for g in generators])
-                return rows * z.view(N.shape).square()
-            case "first_batch":
-                return new.sketch(self.G).to(N.dtype).square()
+        if self.policy == "reproject":
+            plain = replace(inner, storage=FLOAT)  # of a copy, which is not kept in 8 bits
+            ReprojectBoth().carry(plain, before, old, new)
+            return before[str(inner.second)]
+        if self.policy == "first_batch":
+            return new.sketch(self.G).to(N.dtype).square()
+        return renewed(self.policy, N, self._normal(N, draw) if self.policy == "random" else None)
+
+    def _normal(self, N: Tensor, draw: int) -> Tensor:
+        generators = [keyed.generator(self.seed, f"{name}.second_moment", draw, N.device) for name in self.names]
+        z = torch.stack([torch.randn(N.shape[-2:], generator=g, dtype=N.dtype, device=N.device) for g in generators])
+        return z.view(N.shape)
 
 
 def renewing(base: Transport, group: dict[str, Any], names: tuple[str, ...], G: Tensor) -> Transport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def point_table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             "bytes sent": f"{row['low_sending'] / row['full_sending']:.2f}×",
             "predicted": f"{row['low']:.2f}–{row['high']:.2f}×",
             "measured": f"{row['ratio']:.2f}× ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f})",
-            "between": "yes" if row["between"] in (True, "True") else "no",
+            "between": "yes" if row["between"] else "no",
         }
         for row in _of(rows, "point")
     ]
@@ -142,9 +143,8 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
     """What the rows say, a sentence each."""
     found, lines = pd.DataFrame(_of(rows, "plan")), []
     if not found.empty:
-        pays = found[found.pays.astype(str) == "True"]
-        lines.append(f"messages of full AdamW take longer than the low-rank operations in {len(pays)} of {len(found)} settings")
-        only = found[(found.low_fits.astype(str) == "True") & (found.full_fits.astype(str) != "True")]
+        lines.append(f"messages of full AdamW take longer than the low-rank operations in {found.pays.sum()} of {len(found)} settings")
+        only = found[found.low_fits & ~found.full_fits]
         if len(only):
             where = ", ".join(dict.fromkeys(f"{row['model']} under {row['shard']}" for row in records(pd.DataFrame(only))))
             lines.append(f"low-rank alone has room: {where}")
@@ -153,7 +153,7 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(f"V is whole on every device however it is shared: {largest.low_projectors / GB:.3g} GB of {largest.model}")
     points = _of(rows, "point")
     if points:
-        inside = sum(row["between"] in (True, "True") for row in points)
+        inside = sum(row["between"] for row in points)
         least, most = (pick(row["ratio"] for row in points) for pick in (min, max))
         lines.append(
             f"{points[0]['processes']} processes: {inside} of {len(points)} measured ratios, {least:.2f} to {most:.2f}, are between the bounds"
@@ -182,9 +182,9 @@ def markdown(results: Path = RESULTS) -> str:
     rows = committed(results)
     if not rows:
         return "not yet run"
-    parts = ["\n".join(f"- {line}" for line in told(rows))]
+    parts = [assumed(results), "\n".join(f"- {line}" for line in told(rows))]
     most = max((row["devices"] for row in _of(rows, "plan")), default=math.inf)
-    for lines in (main_table([row for row in rows if row.get("devices") in (most, float(most))]), point_table(rows)):
+    for lines in (main_table([row for row in rows if row.get("devices") == most]), point_table(rows)):
         if lines:
             parts.append(_lines(lines))
     redrawn = committed_kinds(f"plan/{REDRAWN}", KINDS, results)
@@ -196,6 +196,18 @@ def markdown(results: Path = RESULTS) -> str:
 
 def _lines(lines: list[dict[str, str]]) -> str:
     return "\n".join([f"| {' | '.join(lines[0])} |", "|" + "---|" * len(lines[0]), *(f"| {' | '.join(line.values())} |" for line in lines)])
+
+
+def assumed(results: Path = RESULTS) -> str:
+    """Of devices and links, as the committed plan was asked."""
+    asked = json.loads((results / "plan" / f"{NAMES[0]}.json").read_text(encoding="utf-8"))["config"]
+    links = ", ".join(f"{one:g}" for one in asked["bandwidth_gb"])
+    return (
+        f"Assumed: {asked['rate_tera']:g}·10¹² operations a second and {asked['memory_gb']:g} GB a device; nodes of {asked['node']}, "
+        f"{asked['near_gb']:g} GB/s inside, {links} GB/s between them, {asked['latency_us']:g} µs a message; {asked['precision']}, "
+        f"r/n = {asked['rank']:g}, {asked['length']:,} tokens a sequence, blocks {'recomputed' if asked['checkpoint_activations'] else 'kept'}. "
+        f"The table is of {asked['sequences'][0]} sequence a device."
+    )
 
 
 def drawn(results: Path = RESULTS) -> Figure | None:

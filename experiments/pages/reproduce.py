@@ -80,16 +80,14 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def seconds(name: str, told: dict[str, Any], results: Path = RESULTS) -> tuple[float, str]:
-    """(how long it took, as known from what), NaN where nothing says it. Of a run that was continued: its last part, at least; of trainings that a
-    run's rows time one by one: their sum, those of the learning rates at the pace of the others."""
+    """(how long it took, as known from what), NaN where nothing says it. Of trainings that a run's rows time one by one, which other runs may have
+    made already: their sum, those of the learning rates at the pace of the others. Of another run that was continued: its last part, at least."""
     environment = told["environment"]
     recorded = environment.get("continued", environment).get("seconds")
-    if recorded is not None:
-        return float(recorded), ", its last part" if "continued" in environment else ""
-    frames = committed_kinds(name, ("final", "tested", "trial"), results)
-    whole = next((frames[kind] for kind in ("final", "tested") if kind in frames), pd.DataFrame())
+    frames = committed_kinds(name, ("final", "tested", "point", "trial"), results)
+    whole = next((frames[kind] for kind in ("final", "tested", "point") if kind in frames), pd.DataFrame())
     if "seconds" not in whole:
-        return float("nan"), ""
+        return (float("nan"), "") if recorded is None else (float(recorded), ", its last part" if "continued" in environment else "")
     total = float(whole.seconds.sum())
     if "trial" in frames:
         pace = (whole.seconds / whole.steps).groupby(whole.label).mean()

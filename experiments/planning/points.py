@@ -6,6 +6,7 @@ bounds for the ratio of the steps with messages. Everything is measured side by 
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from experiments.training.objective import Objective
 from experiments.training.stepper import Stepper, Task
 from experiments.training.timing import pairs, timed
 from theory import step_time
-from theory.communication import traffic
+from theory.communication import Traffic, traffic
 from theory.llama import Setting
 from theory.step_time import Link
 
@@ -57,7 +58,8 @@ def link(device: torch.device) -> Link:
         found.append(statistics.median(timed(call, device) for _ in range(ROUNDS)))
     large, small = (float(processes.mean(torch.tensor(seconds, dtype=torch.float64, device=device))) for seconds in found)
     p = processes.size()
-    return Link(bandwidth=2 * (p - 1) / p * 4 * LARGE / (large - small), latency=small / 2)
+    one = Link(bandwidth=math.inf, latency=1.0).seconds(Traffic("all_reduce", 4, p))  # messages of an all-reduce, one after the other
+    return Link(bandwidth=Traffic("all_reduce", 4 * LARGE, p).wire / (large - small), latency=small / one)
 
 
 def wrapped(training: pretrain.Config, device: torch.device) -> Wrapped:

@@ -20,7 +20,7 @@ class Config(Options):
     """Pre-train a LLaMA preset on text."""
 
     model: str = "tiny"
-    """Preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b."""
+    """Preset: 83k, 267k, 935k, tiny, 9m, 20m, 60m, 100m, 130m, 350m, 1b, 7b, 70b."""
     length: int = 128
     """Tokens a sequence."""
     init: Init = "plain"
