@@ -242,15 +242,13 @@ def main(config: Config) -> runs.Run:
     run.keep([])
     tuning = {one: trials(config, one) for one in contenders(config)}
     train = lambda cells, stage="tune": grid.train(cells, config.workers, stage, config.quiet)  # noqa: E731
-    search.climb(tuning, config.trials - 3 if config.search == "climb" else 0, outcomes.tail, train)
-    rows = {one: outcomes.tuned(one, some) for one, some in tuning.items()}
-    chosen = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
+    rows, chosen = search.tuned(tuning, config.trials - 3 if config.search == "climb" else 0, outcomes.tail, outcomes.tuned, train)
     compared = {one: [plan.compared(config, trial, seed) for seed in config.seed] for one, trial in chosen.items()}
     train([cell for some in compared.values() for cell in some], "compare")
     each = [(one, cell) for one, some in compared.items() for cell in some]
     finals, points, references = [outcomes.final(*pair) for pair in each], outcomes.curves(compared), outcomes.references(list(tuning))
     run.log(
-        *(row for mine in rows.values() for row in mine),
+        *rows,
         *finals,
         *outcomes.paired(finals, references),
         *points,

@@ -166,9 +166,7 @@ def main(config: Config) -> runs.Run:
     job = grid.Job(learner.opened, learner.learn, lambda _: None)
     tuning = {one: [trial(config, one, lr) for lr in first(config, one)] for one in config.method}
     train = lambda cells, stage="tune": grid.train(cells, config.workers, stage, config.quiet, job)  # noqa: E731
-    search.climb(tuning, config.trials - 3, summary.wrong, train)
-    rows = {one: summary.tuned(one, some) for one, some in tuning.items()}
-    chosen = {one: next(cell for cell, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
+    rows, chosen = search.tuned(tuning, config.trials - 3, summary.wrong, summary.tuned, train)
     compared = {one: [replace(cell, seed=seed, tests=config.tests) for seed in config.seed] for one, cell in chosen.items()}
     train([cell for some in compared.values() for cell in some], "compare")
     cells = [(one, cell) for one, some in compared.items() for cell in some]
@@ -180,8 +178,7 @@ def main(config: Config) -> runs.Run:
         for row in outcomes.paired(finals, references, of=measure)
         if measure == "average" or row["label"] != "joint"
     ]
-    run.log(*(row for mine in rows.values() for row in mine))
-    run.log(*(row for one, cell in cells for row in summary.accuracies(one, cell)), *finals, *paired)
+    run.log(*rows, *(row for one, cell in cells for row in summary.accuracies(one, cell)), *finals, *paired)
     run.finish()
     return run
 

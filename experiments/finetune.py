@@ -184,14 +184,12 @@ def main(config: Config) -> runs.Run:
     job = grid.Job(tuner.opened, tuner.tune, lambda _: None)
     tuning = {one: [trial(config, one, lr) for lr in first(config, one)] for one in config.method}
     train = lambda cells, stage="tune": grid.train(cells, config.workers, stage, config.quiet, job)  # noqa: E731
-    search.climb(tuning, config.trials - 3, summary.validation, train)
-    rows = {one: summary.tuned(one, some) for one, some in tuning.items()}
-    chosen = {one: next(cell for cell, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
+    rows, chosen = search.tuned(tuning, config.trials - 3, summary.validation, summary.tuned, train)
     compared = {one: [replace(cell, seed=seed, tests=config.tests) for seed in config.seed] for one, cell in chosen.items()}
     train([cell for some in compared.values() for cell in some], "compare")
     tested = [summary.tested(one, cell) for one, some in compared.items() for cell in some]
     references = {one: [] if one == config.method[0] else [config.method[0]] for one in config.method}
-    run.log(*(row for mine in rows.values() for row in mine), *tested, *outcomes.paired(tested, references, of="accuracy"))
+    run.log(*rows, *tested, *outcomes.paired(tested, references, of="accuracy"))
     device = runs.device(config.device)
     with runs.progress(len(chosen), "peak", config.quiet) as bar:
         for one, cell in chosen.items():

@@ -60,6 +60,20 @@ def climb(tuning: Mapping[Any, list[Any]], further: int, score: Callable[[Any], 
         train([some[-1] for some in tuning.values()])
 
 
+def tuned(
+    tuning: Mapping[Any, list[Any]],
+    further: int,
+    score: Callable[[Any], float],
+    told: Callable[[Any, list[Any]], list[dict[str, Any]]],
+    train: Callable[[list[Any]], None],
+) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
+    """``climb``; then the rows of all trials, as ``told(contender, its trials)`` gives them with a field ``chosen``, and contender → its chosen trial."""
+    climb(tuning, further, score, train)
+    rows = {one: told(one, some) for one, some in tuning.items()}
+    best = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
+    return [row for mine in rows.values() for row in mine], best
+
+
 def judged(trials: Sequence[Any], score: Callable[[Any], float]) -> list[dict[str, Any]]:
     """Of each trial its steps and loss, whether it is the best (the first of equals), and whether the best has an extreme learning rate."""
     losses, edges = [score(trial) for trial in trials], (min(trial.lr for trial in trials), max(trial.lr for trial in trials))

@@ -114,17 +114,16 @@ def held(
 ) -> list[dict[str, Any]]:
     """Train it all; rows ``trial``, ``final`` and ``paired``, each choice of ranks against uniform ones."""
     tuning = {by: [_with(contest.trial(lr), by, found[by], contest.task, run) for lr in contest.rates] for by in TRAINING}
-    grid.train([cell for some in tuning.values() for cell in some], workers, f"{contest.task}: tune", quiet, contest.job)
-    judged = {by: search.judged(some, contest.score) for by, some in tuning.items()}
-    chosen = {by: next(cell for cell, row in zip(some, judged[by], strict=True) if row["chosen"]) for by, some in tuning.items()}
-    compared = {by: [contest.compared(cell, seed) for seed in seeds] for by, cell in chosen.items()}
-    grid.train([cell for some in compared.values() for cell in some], workers, f"{contest.task}: compare", quiet, contest.job)
+    train = lambda cells, stage="tune": grid.train(cells, workers, f"{contest.task}: {stage}", quiet, contest.job)  # noqa: E731
     named = {"task": contest.task}
-    trials = [
-        {"kind": "trial", **named, "label": by, "lr": cell.lr, **row}
-        for by, some in tuning.items()
-        for cell, row in zip(some, judged[by], strict=True)
-    ]
+
+    def told(by: str, some: list[Any]) -> list[dict[str, Any]]:
+        rows = search.judged(some, contest.score)
+        return [{"kind": "trial", **named, "label": by, "lr": cell.lr, **row} for cell, row in zip(some, rows, strict=True)]
+
+    trials, chosen = search.tuned(tuning, 0, contest.score, told, train)
+    compared = {by: [contest.compared(cell, seed) for seed in seeds] for by, cell in chosen.items()}
+    train([cell for some in compared.values() for cell in some], "compare")
     finals: list[dict[str, Any]] = [
         {"kind": "final", **named, "label": by, "lr": cell.lr, "seed": cell.seed, "steps": cell.steps, **contest.outcome(cell)}
         for by, some in compared.items()

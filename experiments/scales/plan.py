@@ -70,12 +70,11 @@ def chosen(config: Config, train: Train) -> tuple[dict[tuple[Contender, str], pr
             continue
         rates = {one: search.around(before[one]) if one in before else search.first(one.method) for one in bases}
         tuning = {one: [replace(base, lr=lr) for lr in rates[one]] for one, base in bases.items()}
-        search.climb(tuning, (CARRIED if before else config.trials) - 3, outcomes.tail, lambda cells: train(cells, "tune"))
-        for one, trials in tuning.items():
-            mine = outcomes.tuned(one, trials)
-            rows += [{**row, "model": model, "tokens": config.tune_tokens} for row in mine]
-            best = next(trial for trial, row in zip(trials, mine, strict=True) if row["chosen"])
-            found[one, model], before[one] = best, best.lr
+        further = (CARRIED if before else config.trials) - 3
+        mine, best = search.tuned(tuning, further, outcomes.tail, outcomes.tuned, lambda cells: train(cells, "tune"))
+        rows += [{**row, "model": model, "tokens": config.tune_tokens} for row in mine]
+        found |= {(one, model): trial for one, trial in best.items()}
+        before = {one: trial.lr for one, trial in best.items()}
     return found, rows
 
 
