@@ -67,7 +67,7 @@ def tuned(
     told: Callable[[Any, list[Any]], list[dict[str, Any]]],
     train: Callable[[list[Any]], None],
 ) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
-    """``climb``; then the rows of all trials, which ``told(contender, its trials)`` gives with a field ``chosen``, and contender → the chosen trial."""
+    """``climb``; then the rows of all trials, which ``told(contender, trials)`` gives with a field ``chosen``, and contender → the chosen trial."""
     climb(tuning, further, score, train)
     rows = {one: told(one, some) for one, some in tuning.items()}
     best = {one: next(trial for trial, row in zip(tuning[one], mine, strict=True) if row["chosen"]) for one, mine in rows.items()}
