@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.training import footprint, models
 from experiments.training.loss import CHUNK_BYTES, linear_cross_entropy
+from experiments.training.objective import Objective
 
 TOKENS, VOCABULARY, N = 50, 37, 12
 
@@ -191,3 +193,22 @@ def test_wrong_shapes_are_named(generator: torch.Generator) -> None:
         linear_cross_entropy(hidden, weight[:, 1:], targets)
     with pytest.raises(RuntimeError, match="out of bounds"):
         linear_cross_entropy(hidden, weight, targets + VOCABULARY)
+
+
+def test_no_cast_of_a_weight_outlives_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where blocks are recomputed, a cache of 16-bit casts would hold those of all blocks at once: as many bytes more, but for rounding."""
+
+    def peak() -> int:
+        with footprint.watching(torch.device("cpu")) as watch:
+            model = models.build("tiny", 0)
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+            model.train()
+            ids = torch.zeros(1, 9, dtype=torch.int64)
+            with watch.part("forward"):
+                Objective(model, torch.bfloat16)(ids)
+        return watch.parts["forward"].peak
+
+    honest, plain = peak(), torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *asked, **more: plain(*asked, **(more | {"cache_enabled": True})))
+    casts = 2 * (models.parameters("tiny") - 2 * 2560 * 128 - 9 * 128)
+    assert peak() - honest == pytest.approx(casts, rel=0.02)
