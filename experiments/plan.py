@@ -104,7 +104,9 @@ class Config:
             raise ValueError(
                 f"devices={wrong[0]} do not fill nodes of {self.node}, which hybrid needs; leave it out of --shard, or give --node"
             )
-        settings(self, self.model[0], self.devices[0], self.sequences[0], "ddp")
+        for model in self.model:
+            for shard in self.shard:  # what is in rows inside a node must be possible in rows
+                settings(self, model, self.devices[0], self.sequences[0], "ddp" if shard == "ddp" else "fsdp")
 
 
 def settings(config: Config, model: str, devices: int, sequences: int, shard: Shard) -> tuple[Setting, Setting]:

@@ -150,7 +150,9 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(f"low-rank alone has room: {where}")
         largest = found.loc[found.low_projectors.idxmax()]
         if largest.low_projectors:
-            lines.append(f"V is whole on every device however it is shared: {largest.low_projectors / GB:.3g} GB of {largest.model}")
+            lines.append(
+                f"V, and what a fitted law knows, is whole on every device however the rest is shared: {largest.low_projectors / GB:.3g} GB of {largest.model}"
+            )
     points = _of(rows, "point")
     if points:
         inside = sum(row["between"] for row in points)

@@ -91,6 +91,8 @@ def test_two_processes_lie_where_they_were_timed(tmp_path: Path) -> None:
         ("--model 8b", "unknown model '8b', known are 83k, 267k, 935k, tiny"),
         ("--shard zero", "unknown --shard 'zero', known are ddp, fsdp, hybrid"),
         ("--law cauchy", "unknown law 'cauchy'"),
+        ("--model 7b tiny", "length must be between 2 and the model's 512, got 2048"),
+        ("--precision bf16_weights --shard ddp hybrid", "which fully_shard does not take"),
         ("--devices 12", "devices=12 do not fill nodes of 8"),
         ("--bandwidth-gb 0", "bandwidth_gb must be positive, got (0.0,)"),
         ("--sequences 0", "sequences must be at least 1, got (0,)"),
