@@ -19,7 +19,7 @@ QUESTIONS = {
     "data": "tokenizer and token files with a manifest, from the default corpus, local text or C4",
     "pretrain": "train a LLaMA with a low-rank gradient estimator, full AdamW, LoRA, ReLoRA, GaLore and others; resumable",
     "compare": "laws and baselines in one grid: tuned on equal budgets, paired by seed",
-    "scaling": "one scaling law for all estimators: what each is worth in tokens of full AdamW, with intervals, extrapolated to 7B",
+    "scaling": "fit one scaling law to runs of several sizes: does it describe them, and what is each estimator worth in tokens of full AdamW",
     "finetune": "fine-tune a pretrained model on few examples, with gradients or forward passes alone: accuracy, memory, seconds",
     "continual": "learn tasks one after the other with AdamW, LoRA, GORP and LowRank-IPA: average accuracy and forgetting",
     "optimizers": "the optimizers whose state lives in a frame: state bytes, bias and variance, mean update, and how each was verified",

@@ -94,7 +94,11 @@ class Config:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
-PRESETS = {"smollm2": Config(), "tiny": Config(model="tiny")}
+PRESETS = {
+    "smollm2": Config(),
+    "tiny": Config(model="tiny"),
+    "smoke": Config(model="tiny", steps=2, layers=("0.self_attn.q_proj", "0.mlp.down_proj"), draws=16, resolution=100.0),
+}
 
 
 def main(config: Config) -> runs.Run:

@@ -165,7 +165,9 @@ def _verdict(loaded: Sequence[runs.Run]) -> str:
         text = f"{share(holding, total)} checks hold in {some}{rest}."
     else:
         text = f"{others}, measured without a check."
-    source = "Every number was measured by the runs below or computed from their exact theory."
+    source = (
+        "Every number was measured by the runs below or computed from their exact theory; which tests passed is from committed results."
+    )
     return f"<p class='summary'>{text}</p><p>{source}</p>"
 
 

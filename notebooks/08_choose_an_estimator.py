@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 08 Choose an estimator for your model
+# # 8. Choose an estimator for your model
 # Load a model and a text, measure its gradients, and let the numbers choose: which law, which rank, how long to keep a draw, and what it costs.
 # This is `lowrank advise` with its parts in view; set `MODEL` to a folder or hub name of your own.
 

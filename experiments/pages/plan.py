@@ -55,8 +55,8 @@ def main_table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             "shared": row["shard"],
             "devices": f"{row['devices']:,}",
             "GB/s": f"{row['bandwidth_gb']:g}",
-            "AdamW GB": f"{row['full_peak'] / GB:,.0f}" + ("" if row["full_fits"] else " (no room)"),
-            "low-rank GB": f"{row['low_peak'] / GB:,.0f}" + ("" if row["low_fits"] else " (no room)"),
+            "AdamW GB": f"{row['full_peak'] / GB:,.3g}" + ("" if row["full_fits"] else " (no room)"),
+            "low-rank GB": f"{row['low_peak'] / GB:,.3g}" + ("" if row["low_fits"] else " (no room)"),
             "bytes sent": f"{row['sending_share']:.2f}×",
             "operations": f"{row['operations_share']:.2f}×",
             "step": f"{_range(row)}×",
@@ -108,8 +108,9 @@ def thresholds(rows: list[dict[str, Any]]) -> Figure:
         ax.set(
             xscale="log", xlabel="tokens a device and step", title=f"LLaMA-{model.upper()}, {found.devices.max():,} devices", ylim=(0, None)
         )
-        ax.legend(fontsize=6, ncols=2)
-    axes[0][0].set_ylabel("step, low-rank over full\n(nothing hidden)")
+        ax.set_ylim(top=max(1.1, ax.get_ylim()[1]))
+        ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axes[0][0].set_ylabel("time of a step, low-rank over full\n(nothing hidden)")
     return fig
 
 
@@ -121,7 +122,7 @@ def bounds(rows: list[dict[str, Any]]) -> Figure:
         if x > 0:
             hue, mark = SHARDS[row["shard"]]
             ax.plot([x, x], [row["ratio_hidden"], row["ratio_serial"]], "-", color=hue, alpha=0.25, linewidth=1)
-            ax.plot(x, row["ratio_serial"], mark, color=hue, alpha=0.35, markersize=3, markeredgewidth=0)
+            ax.plot(x, row["ratio_serial"], mark, color=hue, markersize=4.5, markeredgewidth=0)
     for shard, (hue, mark) in SHARDS.items():
         if any(row["shard"] == shard for row in _of(rows, "plan")):
             ax.plot([], [], mark, color=hue, label=f"planned, {shard}")
@@ -133,9 +134,13 @@ def bounds(rows: list[dict[str, Any]]) -> Figure:
         ax.errorbar([x], [row["ratio"]], yerr=error, fmt="D", color="#000000", markersize=5, label=label)
     ax.axhline(1, color="#7F7F7F", linewidth=0.8)
     ax.set(
-        xscale="log", xlabel="full AdamW: seconds of messages / seconds of operations", ylabel="step, low-rank over full", ylim=(0, None)
+        xscale="log",
+        xlabel="full AdamW: seconds of messages / seconds of operations",
+        ylabel="time of a step, low-rank over full",
+        ylim=(0, None),
     )
-    ax.legend(fontsize=7)
+    ax.set_ylim(top=max(1.1, ax.get_ylim()[1]))
+    ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return fig
 
 
@@ -151,7 +156,7 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
         largest = found.loc[found.low_projectors.idxmax()]
         if largest.low_projectors:
             lines.append(
-                f"V, and what a fitted law knows, is whole on every device however the rest is shared: {largest.low_projectors / GB:.3g} GB of {largest.model}"
+                f"V and what a fitted law knows are whole on every device: {largest.low_projectors / GB:.3g} GB of {largest.model}"
             )
     points = _of(rows, "point")
     if points:
@@ -168,10 +173,7 @@ def section(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     del run
     text = "".join(f"<p>{line}.</p>" for line in told(rows))
     if _of(rows, "plan"):
-        near = max(row["bandwidth_gb"] for row in _of(rows, "plan"))
-        text += figure(
-            lambda: thresholds(rows), f"Ratio of the steps where nothing is hidden, by batch; one node at {near:g} GB/s is not shown."
-        )
+        text += figure(lambda: thresholds(rows), "Ratio of the steps where nothing is hidden, by batch, on the most devices.")
         text += figure(lambda: bounds(rows), CAPTION)
         text += table(main_table(rows)) + details_block("All settings", table(_of(rows, "plan")))
     if _of(rows, "point"):
@@ -189,6 +191,7 @@ def markdown(results: Path = RESULTS) -> str:
     for lines in (main_table([row for row in rows if row.get("devices") == most]), point_table(rows)):
         if lines:
             parts.append(_lines(lines))
+    parts.append(f"Figure: {CAPTION} Black: measured, with quartiles; grey: their bounds.")
     redrawn = committed_kinds(f"plan/{REDRAWN}", KINDS, results)
     if redrawn:
         rows = [row for kind, frame in redrawn.items() for row in records(frame.assign(kind=kind))]

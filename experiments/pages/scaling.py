@@ -20,6 +20,7 @@ from experiments.training import models
 NAMES = ("cpu", "gpu")  # committed, or not yet run
 KINDS = ("trial", "point", "parameter", "quality", "tokens", "check")
 REFERENCE = figures_scaling.REFERENCE
+BEYOND = 1e6
 GREEK = {"alpha": "α", "beta": "β", "rho_N": "ρ_N", "rho_D": "ρ_D"}
 Rows = list[dict[str, Any]]
 
@@ -67,6 +68,16 @@ def shared(kinds: dict[str, pd.DataFrame]) -> Rows:
         mine = [row for row in records(group) if not row["name"].startswith("rho")]
         lines.append({"factors": variant} | {GREEK.get(row["name"], row["name"]): _interval(row, "value", "low", "high") for row in mine})
     return lines
+
+
+def verdict(kinds: dict[str, pd.DataFrame]) -> str:
+    """Whether the law that tokens are reported of describes its runs, in a sentence; nothing where equal runs do not tell."""
+    row = next(row for row in records(kinds["quality"]) if row["chosen"])
+    if math.isnan(row["seed_spread"]):
+        return ""
+    if row["lack_of_fit_p"] >= 0.05:
+        return "The law describes these runs as well as their seeds agree."
+    return "**The law does not describe these runs**: what follows is what it says, not what is so; between runs alone is the ratio without a law."
 
 
 def told(kinds: dict[str, pd.DataFrame]) -> list[str]:
@@ -120,7 +131,7 @@ def asked(config: dict[str, Any]) -> str:
 def section(run: runs.Run, rows: Rows) -> str:
     """For the report."""
     kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in KINDS if any(row["kind"] == kind for row in rows)}
-    text = f"<p>{html.escape(asked(run.config))}</p>" + table(factors(kinds))
+    text = f"<p>{html.escape(asked(run.config))}</p><p>{html.escape(verdict(kinds).replace('**', ''))}</p>" + table(factors(kinds))
     text += "".join(f"<p>{html.escape(line)}</p>" for line in told(kinds))
     text += table(shared(kinds)) + table(saved(kinds)) + figure(lambda: figures_scaling.scaling(kinds), figures_scaling.CAPTION)
     for kind, title in (("check", "Runs held back"), ("point", "Every run"), ("trial", "Tuning")):
@@ -141,7 +152,15 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     if not kinds:
         return "not yet run"
     config = json.loads((results / "scaling" / f"{name}.json").read_text(encoding="utf-8"))["config"]
-    parts = [asked(config), _markdown(factors(kinds)), *told(kinds), _markdown(shared(kinds)), _markdown(saved(kinds))]
+    parts = [
+        f"Figure: {figures_scaling.CAPTION}",
+        asked(config),
+        *([verdict(kinds)] if verdict(kinds) else []),
+        _markdown(factors(kinds)),
+        *told(kinds),
+        _markdown(shared(kinds)),
+        _markdown(saved(kinds)),
+    ]
     return "\n\n".join(parts)
 
 
@@ -150,7 +169,10 @@ def short(name: str, results: Path = RESULTS) -> str:
     kinds = committed(name, results)
     if not kinds:
         return "not yet run"
-    return "\n\n".join([_markdown(factors(kinds)), *told(kinds)[:1], _markdown(saved(kinds))])
+    alone = ["Where ρ_D alone is free, ρ_N = 1, it is one number for all sizes, and so is what the law says of tokens."]
+    alone = alone if figures_scaling.chosen(kinds["quality"]) == "D" else []
+    parts = [verdict(kinds), _markdown(factors(kinds)), *told(kinds), *alone, _markdown(saved(kinds)), f"Figure: {figures_scaling.CAPTION}"]
+    return "\n\n".join(part for part in parts if part)
 
 
 def figure_of(name: str, results: Path = RESULTS) -> Figure | None:
@@ -170,7 +192,12 @@ def _rates(kinds: dict[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def _interval(row: dict[str, Any], value: str, low: str, high: str) -> str:
-    return f"{row[value]:.3g} [{row[low]:.3g}, {row[high]:.3g}]"
+    return f"{_number(row[value])} [{_number(row[low])}, {_number(row[high])}]"
+
+
+def _number(value: float) -> str:
+    """To three digits; beyond ``BEYOND`` a fit says no more than that it has no end."""
+    return "unbounded" if value > BEYOND else "0" if 0 <= value < 1 / BEYOND else f"{value:.3g}"
 
 
 def _markdown(lines: Rows) -> str:
