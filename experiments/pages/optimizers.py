@@ -81,7 +81,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
         {
             "method": name,
             "mean of path": f"{row['alignment']:.3f} ± {row['alignment_error']:.3f}" + _claimed(row),
-            "bias²": f"{row['bias2']:.3f} ± {row['bias2_error']:.3f}",
+            "bias²": f"{row['bias2']:z.3f} ± {row['bias2_error']:.3f}",
             "variance": f"{row['variance']:.2f} ± {row['variance_error']:.2f}",
             "error": f"{row['mse']:.2f} ± {row['mse_error']:.2f}",
             "update·g": f"{row['cosine_with_gradient']:.2f} ± {row['cosine_with_gradient_error']:.2f}",
