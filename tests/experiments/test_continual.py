@@ -116,7 +116,7 @@ def test_matrices_and_the_head_whose_turn_it_is_are_trained_and_nothing_else(sma
     assert not [name for name in moved if "heads" not in name and any(word in name for word in kept)]
     (layers := [name for name in moved if "encoder" in name]).sort()
     assert layers or method == "lowrank"  # whose B is zero again, and whose weights are moved by it
-    assert one.trained == sum(p.numel() for p in one.objective.model.parameters() if p.requires_grad)
+    assert one.way.trained == sum(p.numel() for p in one.objective.model.parameters() if p.requires_grad)
 
 
 def test_gorp_keeps_a_layer_at_protected_inputs_through_the_next_task(small: continual.Config) -> None:
@@ -128,7 +128,7 @@ def test_gorp_keeps_a_layer_at_protected_inputs_through_the_next_task(small: con
     one._one(0, 0, 1.0)
     one._one(0, 1, 1.0)
     one._end(0)
-    layers: Any = one.method.layers  # pyright: ignore[reportAttributeAccessIssue]
+    layers: Any = one.way.method.layers  # pyright: ignore[reportAttributeAccessIssue]
     one.objective.eval()
     say = lambda layer, X: (layer(X) - layer.base_layer.bias).detach()  # noqa: E731
     bases = [optimizer.basis_of(layer.base_layer.weight) for layer in layers]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers.gorp import GORP
-from optimizers.protected import grown, off
+from optimizers.protected import ProtectedAdamW, grown, off
 
 EXACT = 1e-10
 M_, N_, K_ = 6, 12, 4  # rows and columns of a weight, directions that the first task reads
@@ -91,16 +91,16 @@ def test_adam_on_the_entries_of_a_projected_gradient_does_not() -> None:
 def test_adam_with_its_step_projected_keeps_the_outputs() -> None:
     first, batches = tasks()
     W = nn.Parameter(random(M_, N_))
-    optimizer = GORP([{"params": [W], "part": "full"}], lr=0.01)
+    optimizer = ProtectedAdamW([W], lr=0.01)
     optimizer.protect(W, row_space(first))
     before, start = (first @ W.mT).detach().clone(), W.detach().clone()
     train(lambda X: X @ W.mT, optimizer, batches)
     assert (first @ W.mT - before).abs().max() < EXACT and (W - start).abs().max() > 0.1
 
 
-def test_full_without_a_basis_is_adamw() -> None:
+def test_protected_adamw_without_a_basis_is_adamw() -> None:
     mine, theirs = (nn.Parameter(random(M_, N_)) for _ in range(2))
-    train(lambda X: X @ mine.mT, GORP([{"params": [mine], "part": "full"}], lr=0.01), tasks()[1])
+    train(lambda X: X @ mine.mT, ProtectedAdamW([mine], lr=0.01), tasks()[1])
     train(lambda X: X @ theirs.mT, torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.0), tasks()[1])
     assert torch.equal(mine, theirs)
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_between_tasks_goes_on_as_if_nothing_had_happened() -> None
 
 def test_what_cannot_be_is_refused() -> None:
     model = Adapted()
-    with pytest.raises(ValueError, match=r"GORP\(part='weight', weight_decay\): decay moves what is protected"):
+    with pytest.raises(ValueError, match=r"GORP\(weight_decay=0.1\): decay moves what is protected"):
         GORP(model.groups(), weight_decay=0.1)
     with pytest.raises(ValueError, match="energy must be in"):
         GORP(model.groups(), energy=1.5)
