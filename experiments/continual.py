@@ -89,7 +89,7 @@ class Config:
     """Learning rates tried for each method, at least 3."""
     lr: float | None = None
     """Learning rate at which every search starts; None: the method's own."""
-    other_lr: float = 1e-3
+    other_lr: float = 3e-3
     """Peak learning rate of the heads."""
     seed: tuple[int, ...] = (13, 21, 42)
     """Seeds of the comparison: examples, heads, order and draws."""
