@@ -29,6 +29,7 @@ from experiments.finetuning import tuner
 from experiments.finetuning.contenders import GENTLE, TUNING_SEED
 
 FULL = ("adamw", "protected", "joint")
+VARIES = {"method", "lr", "energy", "seed", "tests"}  # between the cells of one comparison
 REFERENCES = ("adamw", "lora")  # with whom all others are paired, where they take part
 
 
@@ -41,25 +42,8 @@ def trial(config: Config, label: str, lr: float) -> Sequence:
         share = float(energy) if energy else config.energy
     except ValueError:
         raise ValueError(f"method {label!r}: {energy!r} is not a number") from None
-    same = (
-        "model",
-        "task",
-        "data_sha256",
-        "law",
-        "examples",
-        "length",
-        "rank",
-        "refresh_every",
-        "lora_scale",
-        "other_lr",
-        "steps",
-        "sequences",
-    )
-    values = {name: getattr(config, name) for name in (*same, "device")}
-    return Sequence(
-        method=method, lr=lr, energy=share, state="row_scale", tests=0, seed=TUNING_SEED, checkpoint_every=0, quiet=True,
-        runs_dir=config.runs_dir / "cells", **values,
-    )  # fmt: skip
+    values = search.common(Sequence, config, VARIES) | {"runs_dir": config.runs_dir / "cells", "quiet": True}
+    return Sequence(method=method, lr=lr, energy=share, state="row_scale", tests=0, seed=TUNING_SEED, checkpoint_every=0, **values)
 
 
 def first(config: Config, label: str) -> list[float]:
@@ -67,8 +51,7 @@ def first(config: Config, label: str) -> list[float]:
     GORP as much larger as GaLore's is."""
     method = label.partition(":")[0]
     own = GENTLE / search.FACTOR if method in FULL else GENTLE * search.start("galore" if method == "gorp" else method) / search.USUAL
-    start = own if config.lr is None else config.lr
-    return [search.rounded(start * search.FACTOR**power) for power in (-1, 0, 1)]
+    return search.around(own if config.lr is None else config.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +71,11 @@ class Config:
     another ε than --energy."""
     law: str = "haar_stiefel"
     """lowrank: law of V."""
-    examples: int = 128
+    examples: int = 160
     """Training examples a task, and as many for validation, the same number of each of its classes."""
     tests: int = 200
     """Test examples a task at most."""
-    length: int = 32
+    length: int = 24
     """Tokens a text is cut to."""
     rank: int = 8
     """r of every layer: of adapters, of V, and of GORP's shared frame."""
@@ -102,15 +85,15 @@ class Config:
     """ε: share of the energy of first moments that is protected after a task."""
     lora_scale: float = 2.0
     """lora, gorp: α/r."""
-    trials: int = 3
+    trials: int = 4
     """Learning rates tried for each method, at least 3."""
     lr: float | None = None
     """Learning rate at which every search starts; None: the method's own."""
-    other_lr: float = 1e-3
+    other_lr: float = 3e-3
     """Peak learning rate of the heads."""
     seed: tuple[int, ...] = (13, 21, 42)
     """Seeds of the comparison: examples, heads, order and draws."""
-    steps: int = 40
+    steps: int = 60
     """Optimizer steps of each task."""
     sequences: int = 8
     """Examples in each of those steps."""

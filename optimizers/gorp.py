@@ -16,7 +16,7 @@ it. Our reading, as no code is published: one subspace a layer, on the side of i
 change of V (M ← MVᵀV_new); equal weight for the three moments; and the exchange of BAP for a part of W, without which ∂B, whose l columns are
 not inputs, could only be kept off P by freezing it.
 
-Biased as GaLore. ``full``: Adam on all entries of W, gradient and step off P, without adapters: what protection does alone.
+Biased as GaLore.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optimizers.bases import Identity, TopSingular
+from optimizers.bases import TopSingular
 from optimizers.buckets import Bucket, State
 from optimizers.frames import Dense, Frame
 from optimizers.outputs import Lift
-from optimizers.protected import BASIS, Outside, Protect, grown, off
-from optimizers.subspace import Params, Rule, Subspace
+from optimizers.protected import BASIS, Protect, Protecting, off
+from optimizers.subspace import Params, Rule
 from optimizers.transports import ReprojectFirst
 
-PARTS = ("other", "weight", "A", "B", "full")
+PARTS = ("other", "weight", "A", "B")
 WITH_FRAME = ("weight", "A")
 
 
-class GORP(Subspace):
-    """Groups say by ``part`` what they hold: "weight" (W), then "A" and "B" of the same layers in the same order, or "full"; "other" is AdamW.
-    ``rank``: r of the first two; ``every``: T in steps; ``basis``: of V, as GaLore's; ``scale``: α; ``lora_scale``: s; ``energy``: ε; ``most``: the
-    largest share of n that P takes. Call ``end_task`` after each task. Raises ``ValueError`` for weight decay where a part is protected."""
+class GORP(Protecting):
+    """Groups say by ``part`` what they hold: "weight" (W), then "A" and "B" of the same layers in the same order; "other" is AdamW. ``rank``: r of
+    the first two; ``every``: T in steps; ``basis``: of V, as GaLore's; ``scale``: α; ``lora_scale``: s; ``energy``, ``most``: ``Protecting``."""
 
     choices = {"part": PARTS, "basis": ("exact", "randomized")}
 
@@ -60,21 +59,17 @@ class GORP(Subspace):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if not (0 < energy <= 1 and 0 < most < 1):
-            raise ValueError(f"GORP(energy={energy}, most={most}): energy must be in (0, 1], most in (0, 1)")
-        self.rank, self.energy, self.most, self.lora_scale = rank, energy, most, lora_scale
-        # one matrix at a time: bases of equal matrices have other sizes
-        super().__init__(params, lr, {"part": "other", "every": every, "scale": scale, "basis": basis}, seed=seed, foreach=False, **options)
+        self.rank, self.lora_scale = rank, lora_scale
+        own = {"part": "other", "every": every, "scale": scale, "basis": basis}
+        super().__init__(params, lr, own, energy=energy, most=most, seed=seed, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in the base; groups with a frame get the rank."""
         part = param_group.get("part", "other")
-        if part != "other" and param_group.get("weight_decay", self.defaults["weight_decay"]):
-            raise ValueError(f"GORP(part={part!r}, weight_decay): decay moves what is protected; it must be 0")
         super().add_param_group(param_group | {"rank": self.rank if part in WITH_FRAME else None})
         if part in ("A", "B"):
             shapes = [tuple(p.shape) for p in self.param_groups[-1]["params"]]
-            weights = [tuple(p.shape) for p in self._parameters("weight")]
+            weights = [tuple(p.shape) for p in self.protected()]
             side = 1 if part == "A" else 0
             if [shape[side] for shape in shapes] != [shape[side] for shape in weights]:
                 self.param_groups.pop()
@@ -83,81 +78,60 @@ class GORP(Subspace):
                 )
 
     def rule(self, group: dict[str, Any]) -> Rule:
-        inner = self.adam(group)
-        if group["part"] == "full":
-            return Rule(basis=Identity(), inner=inner, side="right", complement=Protect(), output=Outside())
         shape: dict[str, Any] = {
             "basis": TopSingular(self.rank, group["basis"]),
+            "inner": self.adam(group),
             "side": "right",
             "every": group["every"],
             "transport": ReprojectFirst(),
         }
-        if group["part"] == "A":
-            return Rule(inner=inner, **shape)
-        return Rule(inner=inner, output=Lift(group["scale"]), complement=Protect(), **shape)
-
-    def rule_of(self, group: dict[str, Any]) -> Rule:
-        return self.rule(group) if group["part"] == "full" else super().rule_of(group)
+        return Rule(**shape) if group["part"] == "A" else Rule(output=Lift(group["scale"]), complement=Protect(), **shape)
 
     def _choose(
         self, group: dict[str, Any], rule: Rule, bucket: Bucket, G: Tensor, state: State, old: Frame | None, history: Tensor | None
     ) -> Frame:
         if group["part"] == "A":
-            return Dense(self.state[self._parameters("weight")[bucket.place]]["V"])  # that group came first in this step
+            return Dense(self.state[self.protected()[bucket.place]]["V"])  # that group came first in this step
         frame = super()._choose(group, rule, bucket, G, state, old, history)
         # once more: a gradient of lower rank than r leaves some directions to chance, which may choose P's
         return Dense(off(frame.V.mT, state.get(BASIS)).mT.contiguous()) if isinstance(frame, Dense) else frame
 
-    def _parameters(self, part: str) -> list[Tensor]:
-        return [p for group in self.param_groups if group["part"] == part for p in group["params"]]
-
     # between tasks
 
-    def basis_of(self, p: Tensor) -> Tensor | None:
-        """P (n×k) of a weight, None before the first task ended."""
-        return self.state[p].get(BASIS) if p in self.state else None
+    def protects(self, group: dict[str, Any]) -> bool:
+        return group.get("part", "other") != "other"
+
+    def protected(self) -> list[Tensor]:
+        return self._parameters("weight")
 
     @torch.no_grad()
     def protect(self, W: Tensor, P: Tensor) -> None:
-        """Give a weight its P, with orthonormal columns, and take its A off it; its moments and frame are forgotten. The layer says what it said."""
+        """Give a weight its P, with orthonormal columns, and take its A off it; moments and frames of all three are forgotten, as A's next steps must
+        not lie in the old V. The layer says what it said."""
         for A, B in self._factors(W):
             W.addmm_(B @ (A @ P), P.mT, alpha=self.lora_scale)
             A.copy_(off(A, P))
-        self._forget(W)
-        self.state[W][BASIS] = P.contiguous()
+            self._forget(A)
+            self._forget(B)
+        super().protect(W, P)
 
-    @torch.no_grad()
-    def end_task(self) -> None:
-        """P of every protected weight grows by this task's first moments, A is taken off it, and all moments and frames are forgotten."""
-        bases = {}
-        for W in self._parameters("weight"):
-            moments = [self._moment(W, "V"), *(M for A, B in self._factors(W) for M in (self._moment(A, "V"), self._moment(B) @ A))]
-            M = torch.cat([_of_norm_one(M) for M in moments])
-            rows = [self.state[W]["V"], *(A.mT for A, _ in self._factors(W))] if "V" in self.state[W] else [M.mT]
-            Q = torch.linalg.qr(torch.cat(rows, dim=1))[0]  # all rows of M lie in its span, of few dimensions
-            bases[W] = grown(self.basis_of(W), torch.linalg.qr(M @ Q)[1] @ Q.mT, self.energy, self.most)
-        bases |= {W: grown(self.basis_of(W), self._moment(W), self.energy, self.most) for W in self._parameters("full")}
-        for p in list(self.state):
-            self._forget(p)
-        for W, P in bases.items():
-            self.protect(W, P)
+    def remembered(self, W: Tensor) -> Tensor:
+        """The first moments of W, A and B on the side of the inputs, each of norm 1, by as many rows as they have directions."""
+        factors = self._factors(W)
+        moments = [self._moment(W, "V"), *(M for A, B in factors for M in (self._moment(A, "V"), self._moment(B) @ A))]
+        M = torch.cat([_of_norm_one(M) for M in moments])
+        rows = [self.state[W]["V"], *(A.mT for A, _ in factors)] if "V" in self.state[W] else [M.mT]
+        Q = torch.linalg.qr(torch.cat(rows, dim=1))[0]  # all rows of M lie in its span, of few dimensions
+        return torch.linalg.qr(M @ Q)[1] @ Q.mT
 
-    def _forget(self, p: Tensor) -> None:
-        self.state[p] = {"draws": self.state[p].get("draws", 0)}
+    def _parameters(self, part: str) -> list[Tensor]:
+        return [p for group in self.param_groups if group["part"] == part for p in group["params"]]
 
     def _factors(self, W: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Its A and B; none where it has none."""
-        places = [i for i, other in enumerate(self._parameters("weight")) if other is W]
+        places = [i for i, other in enumerate(self.protected()) if other is W]
         pairs = list(zip(self._parameters("A"), self._parameters("B"), strict=True))
         return [pairs[place] for place in places if pairs]
-
-    def _moment(self, p: Tensor, frame: str | None = None) -> Tensor:
-        """The first moment of p, lifted from its frame; zeros where it had no step."""
-        state = self.state.get(p, {})
-        M = self.storage(self.group_of(p)).read(state, "exp_avg")
-        if M is None:
-            return torch.zeros_like(p)
-        return M if frame is None else M @ state[frame].mT
 
 
 def _of_norm_one(M: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from optimizers import OPTIMIZERS
@@ -28,6 +28,12 @@ def first(method: str) -> list[float]:
 def around(rate: float) -> list[float]:
     """Three learning rates, ``rate`` the middle one."""
     return [rounded(rate * FACTOR**power) for power in (-1, 0, 1)]
+
+
+def common(kind: type[Any], config: Any, varies: set[str]) -> dict[str, Any]:
+    """What all trials of a comparison take from its configuration: the fields that the dataclass ``kind`` has too, without those that vary."""
+    same = {field.name for field in fields(kind)} & {field.name for field in fields(config)}
+    return {name: getattr(config, name) for name in same - varies}
 
 
 def following(losses: Mapping[float, float]) -> float:

@@ -11,7 +11,8 @@ from experiments.training.options import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence(Options):
-    """One model, one method, one seed, one learning rate; ``steps`` and ``refresh_every`` are of each task."""
+    """One model, one method, one seed, one learning rate. ``steps`` and the schedule of the learning rate are of each task; so is ``refresh_every``
+    of gorp, whose frames begin anew, while lowrank knows nothing of tasks: its V goes on until K steps are over."""
 
     model: str = "minilm"
     """minilm, a folder or a hub name of transformers."""

@@ -7,24 +7,23 @@ A sequence takes a minute: one that was interrupted begins again.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence as Several
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from estimators import keyed, selection
-from estimators.selection import HEADS
+from estimators import selection
 from experiments import runs
 from experiments.continuing.config import Sequence
-from experiments.continuing.methods import METHODS, optimizer_of
+from experiments.continuing.methods import METHODS
 from experiments.finetuning import pretrained, tuner
 from experiments.finetuning.objectives import Classifier
+from experiments.finetuning.ways import Gradients
 from experiments.text import labelled
 from experiments.training import cost
-from experiments.training.advance import Advance
 from experiments.training.schedule import warmup_cosine
-from optimizers import Subspace
-from optimizers.gorp import GORP
+from optimizers.protected import Protecting
 
 
 class Heads(nn.Module):
@@ -38,48 +37,36 @@ class Heads(nn.Module):
         return self.heads[self.task](X)
 
 
-def backbone(name: str, labels: list[int], seed: int) -> tuple[nn.Module, Any, Heads]:
+def backbone(config: Sequence, labels: list[int]) -> tuple[nn.Module, Any, Heads]:
     """(model with the heads of all tasks, tokenizer, these heads). Of the model only the linear layers of the blocks and the heads are trained.
 
-    Raises ``WrongInput`` for a model whose head is not one module of a usual name.
+    Raises ``WrongInput`` for a model whose head is not one module of a usual name, or whose positions are too few.
     """
-    made = [pretrained.load(name, "classifier", count, seed + place) for place, count in enumerate(labels)]
+    made = [pretrained.fitting(config.model, "classifier", n, config.seed + place, config.length) for place, n in enumerate(labels)]
     model, tokenizer = made[0]
-    places = [place for place, _ in model.named_children() if place in HEADS]
+    places = [place for place, _ in model.named_children() if place in selection.HEADS]
     if len(places) != 1:
         raise runs.WrongInput(
-            f"the model {name!r} has no single head ({', '.join(places) or 'none'}); tasks in sequence need one to exchange"
+            f"the model {config.model!r} has no single head ({', '.join(places) or 'none'}); tasks in sequence need one to exchange"
         )
     heads = Heads([one.get_submodule(places[0]) for one, _ in made])
     selection.replace(model, places[0], heads)
-    chosen, _ = selection.choose(model, None, None)
-    trained = {id(layer.weight) for layer in chosen.values()} | {id(p) for p in heads.parameters()}
-    for p in model.parameters():
-        p.requires_grad_(id(p) in trained)
+    pretrained.freeze(model, biases=False)
     return model, tokenizer, heads
 
 
 class Learner:
-    """One run."""
+    """One run. ``moments``: the most bytes that the optimizer kept in a task beside P."""
 
     def __init__(self, config: Sequence, run: runs.Run) -> None:
         self.config, self.run = config, run
-        device = runs.device(config.device)
         tasks = [labelled.find(name) for name in config.task]
-        model, tokenizer, self.heads = backbone(config.model, [len(task.labels) for task in tasks], config.seed)
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and config.length > longest:
-            raise runs.WrongInput(f"length={config.length} is above the {longest} positions of {config.model}")
-        self.objective = Classifier(model, tokenizer, config.length).to(device)
+        model, tokenizer, self.heads = backbone(config, [len(task.labels) for task in tasks])
+        self.objective = Classifier(model, tokenizer, config.length).to(runs.device(config.device))
         self.items = [self._items(task) for task in tasks]
-        try:
-            self.method = METHODS[config.method](model, config)
-        except ValueError as error:
-            raise runs.WrongInput(str(error)) from None
-        self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.optimizer = optimizer_of(config, self.method)
-        self.advance = Advance(config, self.method, [self.optimizer])
-        self.step = self.skipped = self.states = 0
+        self.way = Gradients(config, self.objective, METHODS)
+        (self.optimizer,) = self.way.optimizers
+        self.step = self.moments = 0
         self.seconds = 0.0
 
     def _items(self, task: labelled.Task) -> dict[str, list[dict[str, Any]]]:
@@ -101,10 +88,11 @@ class Learner:
                 steps = self.config.steps * len(stage)
                 for t in range(steps):
                     task = stage[t % len(stage)]
-                    self.run.log({"task": self.config.task[task], **self._one(task, t // len(stage), warmup_cosine(t, steps))})
+                    factor = warmup_cosine(t, steps, self.config.warmup, self.config.final_lr)
+                    self.run.log({"task": self.config.task[task], **self._one(task, t // len(stage), factor)})
                     bar.update()
-                    if self.skipped > self.config.max_skipped:
-                        raise runs.Diverged(f"{self.skipped} losses or gradients that are not finite; a smaller --lr may help")
+                    if self.way.skipped > self.config.max_skipped:
+                        raise runs.Diverged(f"{self.way.skipped} losses or gradients that are not finite; a smaller --lr may help")
                     if wanted.is_set():
                         raise runs.Stopped("interrupted; the same command begins this sequence anew", code=130)
                 self._end(stage[-1])
@@ -113,27 +101,24 @@ class Learner:
     def _one(self, task: int, step: int, factor: float) -> dict[str, Any]:
         """Step number ``step`` of a task; its row."""
         config, items = self.config, self.items[task]["training"]
-        begun = time.perf_counter()
         self.heads.task = task
-        self.objective.train()
-        batch = self.objective.batch([items[place] for place in tuner.drawn(len(items), config.sequences, config.seed, step)])
-        self.advance.begin(factor)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(keyed.generator(config.seed, "dropout", self.step).initial_seed() % 2**63)
-            loss = self.objective(batch)
-            self.advance.backward(loss)
-        row = self.advance.end(float(loss.detach()))
-        self.skipped += row["kind"] == "skip"
-        self.seconds += time.perf_counter() - begun
+        places = tuner.drawn(len(items), config.sequences, config.seed, step)
+        row, seconds = tuner.stepped(self.way, items, places, factor, config.seed, self.step)
+        self.seconds += seconds
         self.step += 1
-        held = self.optimizer.state_bytes() if isinstance(self.optimizer, Subspace) else cost.state_bytes([self.optimizer])
-        self.states = max(self.states, held)
+        self.moments = max(self.moments, cost.state_bytes([self.optimizer]) - sum(map(cost.bytes_of, self._bases())))
         return {"step": self.step, **row}
+
+    def _bases(self) -> list[Tensor]:
+        """P of every weight that has one."""
+        if not isinstance(self.optimizer, Protecting):
+            return []
+        return [P for W in self.optimizer.protected() if (P := self.optimizer.basis_of(W)) is not None]
 
     def _end(self, last: int) -> None:
         """After a task: what is protected grows, moments are forgotten, and all tasks so far are asked."""
         begun = time.perf_counter()
-        if isinstance(self.optimizer, GORP):
+        if isinstance(self.optimizer, Protecting):
             self.optimizer.end_task()
         else:
             self.optimizer.state.clear()
@@ -142,12 +127,10 @@ class Learner:
         for part in ["test"] if self.config.tests else ["validation"] if over else []:
             for task in range(last + 1):
                 self.heads.task = task
-                scores = self.objective.score(self.items[task][part], tuner.AT_ONCE)
-                named = {"after": last, "task": task, "name": self.config.task[task], "part": part}
-                self.run.log({"kind": "accuracy", **named, "examples": len(self.items[task][part]), **scores})
-        bases = (
-            [P for p in self.method.matrices() if (P := self.optimizer.basis_of(p)) is not None] if isinstance(self.optimizer, GORP) else []
-        )
+                items = self.items[task][part]
+                named = {"after": last, "task": task, "name": self.config.task[task], "part": part, "examples": len(items)}
+                self.run.log({"kind": "accuracy", **named, **self.objective.score(items, tuner.AT_ONCE), "chance": chance(items)})
+        bases = self._bases()
         protected = {
             "basis_bytes": sum(cost.bytes_of(P) for P in bases),
             "directions": sum(P.shape[1] for P in bases),
@@ -155,8 +138,13 @@ class Learner:
         }
         self.run.log({"kind": "protected", "after": last, **protected})
         if over:
-            spent = {"seconds": round(self.seconds, 3), "state_bytes": self.states, "skipped": self.skipped}
-            self.run.log({"kind": "end", "step": self.step, **spent, "trained_parameters": self.trained, **protected})
+            spent = {"seconds": round(self.seconds, 3), "state_bytes": self.moments + protected["basis_bytes"], "skipped": self.way.skipped}
+            self.run.log({"kind": "end", "step": self.step, **spent, "trained_parameters": self.way.trained, **protected})
+
+
+def chance(items: Several[dict[str, Any]]) -> float:
+    """Accuracy of one answer for all items, the most frequent."""
+    return max(Counter(item["labels"] for item in items).values()) / len(items)
 
 
 def opened(config: Sequence) -> runs.Run:

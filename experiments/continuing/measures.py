@@ -21,6 +21,16 @@ def average(a: Triangle) -> float:
     return sum(a[-1]) / len(a)
 
 
+def learned(a: Triangle) -> float:
+    """Mean of a[i][i]: how well each task was known when it had just been learnt. Forgetting says little where this is near chance.
+
+    >>> round(learned([[0.9], [0.6, 0.8]]), 10)
+    0.85
+    """
+    _check(a)
+    return sum(row[-1] for row in a) / len(a)
+
+
 def forgetting(a: Triangle) -> float:
     """F = mean over the tasks j < T of max over i < T of a[i][j], minus a[T][j]; 0 for one task. Negative where later tasks helped.
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from experiments.runs import WrongInput
-from experiments.training.methods import Full, Lora, LowRank, Method
+from experiments.training.methods import Full, Lora, LowRank, Method, Projected
 from experiments.training.methods.projected import BETAS
 from experiments.training.options import Options
-from experiments.training.updates import optimizers as usual
 from optimizers.gorp import GORP
+from optimizers.protected import ProtectedAdamW
 
 
 class Gorp(Lora):
@@ -45,19 +44,21 @@ class Gorp(Lora):
     def matrices(self) -> list[nn.Parameter]:
         return [*self.weights(), *self.factors("A"), *self.factors("B")]
 
-    def parts(self) -> list[dict[str, Any]]:
-        """The optimizer's groups of the matrices."""
-        return [{"params": self.weights(), "part": "weight"}, *({"params": self.factors(name), "part": name} for name in "AB")]
+    def updates(self, config: Any) -> GORP:
+        parts = {"weight": self.weights(), "A": self.factors("A"), "B": self.factors("B")}
+        groups: list[dict[str, Any]] = [{"params": some, "part": part, "matrices": True} for part, some in parts.items()]
+        groups.append({"params": self.others(), "matrices": False})
+        shared = {"lora_scale": config.lora_scale, "energy": config.energy, "betas": BETAS, "seed": config.seed}
+        try:
+            return GORP(groups, config.lr, rank=config.rank, every=config.refresh_every, basis="randomized", **shared)
+        except ValueError as error:
+            raise WrongInput(str(error)) from None
 
 
-class Protected(Full):
+class Protected(Projected):
     """Full AdamW off P."""
 
-    needs = ("energy",)
-
-    def parts(self) -> list[dict[str, Any]]:
-        """The optimizer's group of the matrices."""
-        return [{"params": self.matrices(), "part": "full"}]
+    kind, options, needs = ProtectedAdamW, {"energy": "energy"}, ("energy",)
 
 
 METHODS: dict[str, type[Method]] = {
@@ -68,15 +69,3 @@ METHODS: dict[str, type[Method]] = {
     "lowrank": LowRank,
     "joint": Full,
 }
-
-
-def optimizer_of(config: Any, method: Method) -> torch.optim.Optimizer:
-    """Of all that is trained. Raises ``WrongInput`` for what cannot be."""
-    if not isinstance(method, Gorp | Protected):
-        return usual(config, method)[0]
-    groups = [group | {"matrices": True} for group in method.parts()] + [{"params": method.others(), "matrices": False}]
-    shared = {"lora_scale": config.lora_scale, "energy": config.energy, "betas": BETAS, "seed": config.seed}
-    try:
-        return GORP(groups, config.lr, rank=config.rank, every=config.refresh_every, basis="randomized", **shared)
-    except ValueError as error:
-        raise WrongInput(str(error)) from None

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.comparison import search
 from experiments.continuing import learner
 from experiments.continuing.config import Sequence
-from experiments.continuing.measures import average, forgetting, transfer
+from experiments.continuing.measures import average, forgetting, learned, transfer
 
 MEASURES = ("average", "forgetting", "transfer")
 SPENT = ("seconds", "state_bytes", "skipped", "trained_parameters", "basis_bytes", "directions", "protected_share")
@@ -33,21 +33,22 @@ def accuracies(label: str, cell: Sequence) -> list[dict[str, Any]]:
 
 
 def final(label: str, cell: Sequence) -> dict[str, Any]:
-    """Average accuracy, forgetting and transfer, and what the training took; accuracy 0 if it diverged. Of tasks learnt at once there is one row of
-    accuracies, and nothing to forget."""
+    """Average accuracy, that of tasks just learnt and of chance, forgetting and transfer, and what the training took; accuracy 0 if it diverged.
+    Of tasks learnt at once there is one row of accuracies, and nothing to forget."""
     row = {"kind": "final", "label": label, "lr": cell.lr, "seed": cell.seed, "steps": cell.steps}
     rows = _accuracies(cell, "test")
+    nothing = dict.fromkeys(("learned", "forgetting", "transfer"), float("nan"))
     if not rows:
-        return row | {"average": 0.0, "forgetting": float("nan"), "transfer": float("nan")}
+        return row | {"average": 0.0, **nothing}
     table: dict[int, list[float]] = {}
     for one in rows:
         table.setdefault(one["after"], []).append(one["accuracy"])
     (end,) = (line for line in learner.opened(cell).rows() if line["kind"] == "end")
-    row |= {name: end[name] for name in SPENT}
     a = list(table.values())
-    if len(a) < len(a[-1]):
-        return row | {"average": sum(a[-1]) / len(a[-1]), "forgetting": float("nan"), "transfer": float("nan")}
-    return row | {"average": average(a), "forgetting": forgetting(a), "transfer": transfer(a)}
+    row |= {name: end[name] for name in SPENT} | {"chance": sum(one["chance"] for one in rows[-len(a[-1]) :]) / len(a[-1])}
+    if cell.method == "joint":
+        return row | {"average": sum(a[-1]) / len(a[-1]), **nothing}
+    return row | {"average": average(a), "learned": learned(a), "forgetting": forgetting(a), "transfer": transfer(a)}
 
 
 def _accuracies(cell: Sequence, part: str) -> list[dict[str, Any]]:

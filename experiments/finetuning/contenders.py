@@ -5,8 +5,7 @@ has its rank from a file)."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from estimators import LAWS
 from experiments.comparison import search
@@ -58,8 +57,7 @@ def trial(config: Config, label: str, lr: float) -> Tuning:
         raise ValueError(f"method {label!r}: forward passes show no gradient to fit a law to; known are {', '.join(DRAWN)}")
     if RANKS in how and (config.ranks is None or method not in METHODS or not METHODS[method].by_layer):
         raise ValueError(f"method {label!r}: +ranks is for lowrank, compact, lora and relora, with a file of --ranks")
-    same = {field.name for field in fields(Tuning)} & {field.name for field in fields(config)} - VARIES
-    values: dict[str, Any] = {name: getattr(config, name) for name in same} | {"runs_dir": config.runs_dir / "cells", "quiet": True}
+    values = search.common(Tuning, config, VARIES) | {"runs_dir": config.runs_dir / "cells", "quiet": True}
     forward = method in ZEROTH_ORDER
     steps, sequences = (config.forward_steps, config.forward_sequences) if forward else (config.steps, config.sequences)
     if forward:
@@ -76,4 +74,4 @@ def first(config: Config, label: str) -> list[float]:
         start = FORWARD if config.lr is None else config.lr / 10
     else:
         start = (GENTLE if config.lr is None else config.lr) * search.start(method) / search.USUAL
-    return [search.rounded(start * search.FACTOR**power) for power in (-1, 0, 1)]
+    return search.around(start)

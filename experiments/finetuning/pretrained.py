@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from estimators import selection
 from experiments.finetuning.config import Head
 from experiments.runs import WrongInput
 from experiments.text import corpus
@@ -49,6 +50,25 @@ def load(name: str, head: Head, labels: int, seed: int) -> tuple[nn.Module, Any]
     if head == "response" and (tokenizer.eos_token_id is None or not _continues(model)):
         raise WrongInput(f"the model {name!r} does not continue text; head=response needs one that does, and a token that ends it")
     return model, tokenizer
+
+
+def fitting(name: str, head: Head, labels: int, seed: int, length: int) -> tuple[nn.Module, Any]:
+    """``load``, for texts of ``length`` tokens. Raises ``WrongInput`` for more than the model has positions."""
+    model, tokenizer = load(name, head, labels, seed)
+    settings: Any = model.config
+    most = getattr(settings, "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise WrongInput(f"length={length} is above the {most} positions of {name}")
+    return model, tokenizer
+
+
+def freeze(model: nn.Module, *, biases: bool) -> None:
+    """All but the linear layers of the blocks, with or without their ``biases``, and the output layer."""
+    chosen, _ = selection.choose(model, None, 1)
+    kept = {id(p) for layer in chosen.values() for p in layer.parameters() if biases or p is layer.weight}
+    kept |= {id(p) for name, p in model.named_parameters() if set(name.split(".")) & set(selection.HEADS)}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in kept)
 
 
 @torch.no_grad()

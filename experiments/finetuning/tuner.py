@@ -10,14 +10,13 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from estimators import keyed, selection
-from estimators.selection import HEADS
+from estimators import keyed
 from experiments import runs
 from experiments.finetuning import instructions, pretrained
 from experiments.finetuning.config import WITH_LAWS, Tuning
@@ -44,7 +43,7 @@ class Tuner:
         if config.recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         if config.others == "head":
-            _freeze(model)
+            pretrained.freeze(model, biases=True)
         self.items = [self.objective.items(part) for part in (self.split.training, self.split.validation, self.split.test)]
         self.way: Gradients | Differences = (Differences if config.forward_only else Gradients)(config, self.objective)
         self.step, self.seconds, self.states = 0, 0.0, 0
@@ -72,17 +71,8 @@ class Tuner:
     def advance(self) -> dict[str, Any]:
         """One step; its row."""
         config, factor = self.config, warmup_cosine(self.step, self.config.steps, self.config.warmup, self.config.final_lr)
-        begun = time.perf_counter()
-        places = self._places()
-        batch = self.objective.batch([self.items[0][place] for place in places])
-        if isinstance(self.way, Gradients):
-            self.way.method.visit(torch.tensor(places))
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(keyed.generator(config.seed, "dropout", self.step).initial_seed() % 2**63)
-            row = self.way.step(batch, factor)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - begun
+        row, seconds = stepped(self.way, self.items[0], self._places(), factor, config.seed, self.step)
+        self.seconds += seconds
         self.step += 1
         self.states = max(self.states, cost.state_bytes(self.way.optimizers))
         return {"kind": "train", "step": self.step, "lr": config.lr * factor, **row, "seconds": round(self.seconds, 4)}
@@ -142,6 +132,23 @@ class Tuner:
         self.run.finish()
 
 
+def stepped(
+    way: Gradients | Differences, items: Sequence[dict[str, Any]], places: list[int], factor: float, seed: int, step: int
+) -> tuple[dict[str, Any], float]:
+    """One step on the ``items`` at ``places``: its row, and its seconds. ``factor``: share of the peak learning rates; dropout's draws are those of
+    (seed, step)."""
+    begun = time.perf_counter()
+    batch = way.objective.batch([items[place] for place in places])
+    if isinstance(way, Gradients):
+        way.method.visit(torch.tensor(places))
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(keyed.generator(seed, "dropout", step).initial_seed() % 2**63)
+        row = way.step(batch, factor)
+    if batch["labels"].is_cuda:
+        torch.cuda.synchronize(batch["labels"].device)
+    return row, time.perf_counter() - begun
+
+
 def drawn(n: int, size: int, seed: int, step: int) -> list[int]:
     """Which of n examples are those of a step, all of them if there are fewer than ``size``: each once an epoch, in an order that depends on (seed,
     epoch) only."""
@@ -161,32 +168,14 @@ def asked(config: Tuning) -> tuple[Objective, labelled.Split]:
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     if config.head == "response":
         split = instructions.split(config.task, config.k, config.seed, config.tests)
-        model, tokenizer = _fitting(config, 0)
+        model, tokenizer = pretrained.fitting(config.model, config.head, 0, config.seed, config.length)
         return Response(model, tokenizer, config.length, autocast), split
     task = labelled.find(config.task, config.folder)
     split = labelled.split(task, config.k, config.seed, config.tests, config.folder)
-    model, tokenizer = _fitting(config, len(task.labels))
+    model, tokenizer = pretrained.fitting(config.model, config.head, len(task.labels), config.seed, config.length)
     if config.head == "prompt":
         return Prompt(model, tokenizer, config.length, autocast, task), split
     return Classifier(model, tokenizer, config.length, autocast), split
-
-
-def _fitting(config: Tuning, labels: int) -> tuple[nn.Module, Any]:
-    model, tokenizer = pretrained.load(config.model, config.head, labels, config.seed)
-    settings: Any = model.config
-    most = getattr(settings, "max_position_embeddings", None)
-    if most is not None and config.length > most:
-        raise runs.WrongInput(f"length={config.length} is above the {most} positions of {config.model}")
-    return model, tokenizer
-
-
-def _freeze(model: nn.Module) -> None:
-    """All but the linear layers of the blocks and the output layer."""
-    chosen, _ = selection.choose(model, None, 1)
-    kept = {id(p) for layer in chosen.values() for p in layer.parameters()}
-    kept |= {id(p) for name, p in model.named_parameters() if set(name.split(".")) & set(HEADS)}
-    for p in model.parameters():
-        p.requires_grad_(id(p) in kept)
 
 
 def local_sha256(task: str, folder: Path | None) -> str:

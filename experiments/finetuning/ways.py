@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,16 +15,17 @@ from experiments.finetuning.objectives import Objective
 from experiments.training import updates
 from experiments.training.advance import Advance
 from experiments.training.methods import METHODS, Method
+from experiments.training.options import Options
 from optimizers import ZEROTH_ORDER, ZerothOrder
 
 
 class Gradients:
-    """Backpropagation, by a method of ``METHODS``."""
+    """Backpropagation, by one of ``methods``."""
 
-    def __init__(self, config: Tuning, objective: Objective) -> None:
+    def __init__(self, config: Options, objective: Objective, methods: Mapping[str, type[Method]] = METHODS) -> None:
         self.config, self.objective = config, objective
         try:
-            self.method: Method = METHODS[config.method](objective.model, config)
+            self.method = methods[config.method](objective.model, config)
         except ValueError as error:
             raise runs.WrongInput(str(error)) from None
         self.optimizers = updates.optimizers(config, self.method)

@@ -17,10 +17,13 @@ from matplotlib.figure import Figure
 
 from experiments import runs
 from experiments.pages.figures import colour, legend, marker, style
+from experiments.pages.finetuning import half
 from experiments.pages.page import figure, records, table
 from experiments.publish import RESULTS, committed_kinds
 
 COMMITTED = ("minilm",)  # what `lowrank continual` alone does
+MEASURES = ("average", "learned", "forgetting", "transfer")
+WORDS = {"average": "ACC", "forgetting": "F"}  # those of which differences are shown
 KINDS = ("trial", "accuracy", "final", "paired")
 LOOK = {
     "lowrank": "haar_stiefel",
@@ -33,27 +36,28 @@ ASIDE = 0.05  # between the points of two methods after the same task
 
 
 def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """One row a method, the highest average accuracy first: means over seeds with standard errors, differences, and sizes."""
+    """One row a method, the highest average accuracy first: means over seeds, half of Student's 95 % interval, differences, and sizes. A seed that
+    diverged counts in average accuracy alone."""
     trial = kinds["trial"]
     edges = set(trial[trial.chosen.astype(bool) & trial.at_edge.astype(bool)].label)
     found = []
     for label, group in kinds["final"].groupby("label", sort=False):
         row: dict[str, Any] = {"method": str(label), "seeds": len(group), "lr": float(group.lr.iloc[0]), "at edge": label in edges}
-        for name in ("average", "forgetting", "transfer"):
-            values = group[name].to_numpy(float)
-            row |= {name: float(values.mean()), f"{name} ±": error(values)}
-        for name in ("trained_parameters", "state_bytes", "basis_bytes", "protected_share", "seconds"):
-            row[name] = float(np.median(group[name])) if name in group else math.nan
-        row["differences"] = _differences(kinds, str(label))
+        row["diverged"] = 0 if joint(str(label)) else int(group.forgetting.isna().sum())
+        for name in MEASURES:
+            values = group[name].dropna()
+            row |= {name: float(values.mean()), f"{name} ±": half(values)}
+        for name in ("chance", "trained_parameters", "state_bytes", "basis_bytes", "protected_share", "seconds"):
+            row[name] = float(group[name].median()) if name in group else math.nan
+        rows = records(kinds["paired"]) if "paired" in kinds else []
+        row["differences"] = {(pair["measure"], pair["reference"]): pair for pair in rows if pair["label"] == label}
         found.append(row)
     return sorted(found, key=lambda row: -row["average"])
 
 
-def _differences(kinds: dict[str, pd.DataFrame], label: str) -> dict[tuple[str, str], tuple[float, float]]:
-    """(measure, reference) → (paired difference, its standard error)."""
-    rows = records(kinds["paired"]) if "paired" in kinds else []
-    mine = [row for row in rows if row["label"] == label]
-    return {(row["measure"], row["reference"]): (row["difference"], row["standard_error"]) for row in mine}
+def joint(label: str) -> bool:
+    """Whether all tasks are learnt at once: nothing is just learnt, nor forgotten."""
+    return label.partition(":")[0] == "joint"
 
 
 def error(values: Any) -> float:
@@ -61,29 +65,33 @@ def error(values: Any) -> float:
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
-def near(mean: float, deviation: float, sign: str = "") -> str:
-    """Per cent with the standard error; nothing where there is no number."""
+def near(mean: float, half: float, sign: str = "") -> str:
+    """Per cent with half of its interval; nothing where there is no number."""
     if math.isnan(mean):
         return ""
-    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
+    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 
 
-def _difference(row: dict[str, Any], measure: str, reference: str) -> str:
-    mean, deviation = row["differences"].get((measure, reference), (math.nan, math.nan))
-    return near(mean, deviation, "+")
+def between(pair: dict[str, Any] | None) -> str:
+    """A paired difference in per cent with its interval; nothing where there is none."""
+    if pair is None or math.isnan(pair["difference"]):
+        return ""
+    interval = "" if math.isnan(pair["low"]) else f" [{100 * pair['low']:+.1f}, {100 * pair['high']:+.1f}]"
+    return f"{100 * pair['difference']:+.1f}{interval}"
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """As text, one column a measure."""
-    pairs = list(dict.fromkeys(pair for row in rows for pair in row["differences"] if pair[0] != "transfer"))
-    words = {"average": "ACC", "forgetting": "F"}
+    pairs = list(dict.fromkeys(pair for row in rows for pair in row["differences"] if pair[0] in WORDS))
     return [
         {
             "method": row["method"],
             "ACC %": near(row["average"], row["average ±"]),
+            "just learnt %": near(row["learned"], row["learned ±"])
+            and f"{near(row['learned'], row['learned ±'])} ({100 * row['chance']:.1f})",
             "F %": near(row["forgetting"], row["forgetting ±"]),
             "BWT %": near(row["transfer"], row["transfer ±"], "+"),
-            **{f"{words[of]} − {to}": _difference(row, of, to) for of, to in pairs},
+            **{f"{WORDS[of]} − {to} [95 %]": between(row["differences"].get((of, to))) for of, to in pairs},
             "learning rate": f"{row['lr']:g}" + (" (edge)" if row["at edge"] else ""),
             "trained": f"{row['trained_parameters'] / 1e6:.2f} M",
             "state MiB": f"{row['state_bytes'] / 2**20:.1f}",
@@ -101,10 +109,50 @@ def asked(config: dict[str, Any]) -> str:
         f"{config['model']} on {', '.join(Path(name).stem for name in config['task'])}, in this order: {config['examples']} examples a task, "
         f"{config['steps']} steps of {config['sequences']} texts of at most {config['length']} tokens each, r = {config['rank']}, "
         f"K = {config['refresh_every']}, ε = {config['energy']:g}; {len(config['seed'])} seeds, {config['trials']} learning rates tried for each "
-        "(edge: the best was the smallest or largest). ACC: mean accuracy over the tasks after the last; F: how far it lies below the best before; "
-        "BWT: what it gained since a task was learnt. ± one standard error over seeds, of differences in pairs of equal seed. State: of the "
-        "optimizer, P included; protected: share of the input dimensions of a layer that P takes in the end. Seconds of learning."
+        "(edge: the best was the smallest or largest). ACC: mean accuracy over the tasks after the last; just learnt: mean over the tasks, each "
+        "when it had just been learnt, and in brackets what one answer for all examples gets, chance; F: how far a task lies below its best "
+        "before; BWT: what it gained since a task was learnt. ± half of Student's 95 % interval over seeds; differences in pairs of equal seed. "
+        "State: of the optimizer, the most beside P in a task, and P after the last; protected: share of the input dimensions of a layer that this P "
+        "takes. Seconds of learning."
     )
+
+
+def findings(kinds: dict[str, pd.DataFrame]) -> list[str]:
+    """What the rows say, a sentence each, computed from them."""
+    rows = merged(kinds)
+    told = [_above_chance(kinds["accuracy"])]
+    if diverged := [f"`{row['method']}` ({row['diverged']} of {row['seeds']} seeds)" for row in rows if row["diverged"]]:
+        told.append(f"diverged, with an accuracy of 0 in ACC and left out elsewhere: {', '.join(diverged)}")
+    pairs = [(row["method"], *of, pair) for row in rows for of, pair in row["differences"].items() if of[0] in WORDS]
+    # each pair of methods once
+    pairs = [(a, of, b, pair) for place, (a, of, b, pair) in enumerate(pairs) if not any((b, of, a) == one[:3] for one in pairs[:place])]
+    for of, word in WORDS.items():
+        mine = [(a, b, pair) for a, what, b, pair in pairs if what == of]
+        sure = [f"`{a}` − `{b}` {between(pair)}" for a, b, pair in mine if pair["low"] > 0 or pair["high"] < 0]
+        told.append(f"{word}: of {len(mine)} differences {len(sure) or 'none'} ha{'s' if len(sure) < 2 else 've'} an interval without zero")
+        told[-1] += f": {', '.join(sure)}" if sure else ""
+    told.append(
+        f"the {len(pairs)} intervals of differences are not corrected for their number: one in twenty misses its difference on average"
+    )
+    if edges := [f"`{row['method']}`" for row in rows if row["at edge"]]:
+        told.append(f"the best learning rate was the smallest or largest tried, so that others may be better: {', '.join(edges)}")
+    return told
+
+
+def _above_chance(rows: pd.DataFrame) -> str:
+    """Who was not above chance on which task just after learning it."""
+    just = pd.DataFrame(
+        rows[[after == task and not joint(label) for after, task, label in zip(rows.after, rows.task, rows.label, strict=True)]]
+    )
+    missed: dict[str, list[str]] = {}
+    for (label, name), group in just.groupby(["label", "name"], sort=False):
+        above, bar = float((group.accuracy - group.chance).mean()), half(group.accuracy - group.chance)
+        if not above - bar > 0:
+            missed.setdefault(f"`{label}`", []).append(f"{Path(str(name)).stem} ({near(above, bar, '+')})")
+    said = "; ".join(f"{label} on {', '.join(names)}" for label, names in missed.items())
+    if not said:
+        return "just after learning, every method is above chance on every task: no interval of accuracy minus chance contains zero"
+    return f"not told apart from chance just after learning, by accuracy minus chance, so that its forgetting there says little: {said}"
 
 
 def drawn(kinds: dict[str, pd.DataFrame], tasks: Sequence[str]) -> Figure:
@@ -122,8 +170,8 @@ def drawn(kinds: dict[str, pd.DataFrame], tasks: Sequence[str]) -> Figure:
     panels[0].set_ylabel("test accuracy, %")
     for label, look in _looks(labels):
         group = pd.DataFrame(kinds["final"][kinds["final"].label == label])
-        F, ACC = (100 * np.asarray(group[name], float) for name in ("forgetting", "average"))
-        if np.isnan(F).any():  # learnt at once: nothing to forget
+        F, ACC = (100 * group[name].dropna() for name in ("forgetting", "average"))
+        if joint(label):
             panels[-1].axhline(ACC.mean(), color=look["color"], linestyle="--", linewidth=1, label=label)
         else:
             panels[-1].errorbar(F.mean(), ACC.mean(), xerr=error(F), yerr=error(ACC), **look, capsize=2, markersize=6, linestyle="")
@@ -163,7 +211,9 @@ def section(run: runs.Run, rows: list[dict[str, Any]]) -> str:
     kinds = {kind: pd.DataFrame([row for row in rows if row["kind"] == kind]) for kind in KINDS if any(row["kind"] == kind for row in rows)}
     caption = "Bars: ±1 standard error over seeds. Test examples are the same for all; each task has a head of its own, which it keeps."
     drawing = figure(lambda: drawn(kinds, run.config["task"]), caption) if "accuracy" in kinds else ""
-    return f"<p>{html.escape(asked(run.config))}</p>" + table(lines(merged(kinds))) + drawing
+    said = [html.escape(line) for line in findings(kinds)] if "accuracy" in kinds else []
+    told = f"<ul>{''.join(f'<li>{line}</li>' for line in said)}</ul>"
+    return f"<p>{html.escape(asked(run.config))}</p>" + table(lines(merged(kinds))) + told + drawing
 
 
 def one(rows: list[dict[str, Any]]) -> str:
@@ -188,7 +238,8 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     rows = lines(merged(kinds))
     head = list(rows[0])
     text = [asked(config), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*text, *(f"| `{row['method']}` | {' | '.join(list(row.values())[1:])} |" for row in rows)])
+    text += [f"| `{row['method']}` | {' | '.join(list(row.values())[1:])} |" for row in rows]
+    return "\n".join([*text, "", "What this run says:", "", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))])
 
 
 def figure_of(name: str, results: Path = RESULTS) -> Figure | None:

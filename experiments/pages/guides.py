@@ -31,6 +31,7 @@ IN_THE_LAYER = {  # methods that change linear layers and take any optimizer →
     "lora": "2106.09685",
     "relora": "2307.05695",
 }
+BETWEEN_TASKS = {"gorp": "2507.02503", "protected": "2103.09762"}  # optimizers that are told where a task ends → their paper
 
 
 def questions() -> str:
@@ -72,6 +73,7 @@ def methods(results: Path = RESULTS) -> str:
     listed = lambda papers: ", ".join(f"`{name}` ({linked(number)}, {nature(name)})" for name, number in papers.items())  # noqa: E731
     return (
         f"{_table(rows)}\n\nIn the linear layers, under any optimizer: {listed(IN_THE_LAYER)}. "
+        f"For tasks one after the other, in `lowrank continual`: {listed(BETWEEN_TASKS)}. "
         f"With forward passes alone: {listed({name: _paper(cls) for name, cls in ZEROTH_ORDER.items()})}."
     )
 

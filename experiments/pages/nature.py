@@ -9,6 +9,7 @@ by ``lowrank optimizers``; laws and keepers say it of themselves. Methods withou
 from __future__ import annotations
 
 from estimators import LAWS
+from experiments.continuing.methods import METHODS as IN_SEQUENCE
 from experiments.optimizers import CLAIMS
 from experiments.training.methods import METHODS
 from experiments.validation.travelling import HOOKS
@@ -37,6 +38,6 @@ def nature(label: str) -> str:
         return UNBIASED if LAWS[law[0] if law else name].unbiased else BIASED
     if name in ESTIMATED or name in OF_A_LAW:
         return UNBIASED
-    if name in METHODS or name in HOOKS:
+    if name in METHODS or name in HOOKS or name in IN_SEQUENCE:
         return BIASED
     raise ValueError(f"nature({label!r}): not the name of a method or a law")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from experiments import runs
-from experiments.training.methods import Method, Projected
+from experiments.training.methods import Method
 
 if TYPE_CHECKING:
     from experiments.training.options import Options
@@ -21,8 +21,8 @@ def optimizers(config: Options, method: Method) -> list[torch.optim.Optimizer]:
 
 
 def _made(config: Options, method: Method) -> list[torch.optim.Optimizer]:
-    if isinstance(method, Projected):
-        return [method.updates(config)]
+    if (own := method.updates(config)) is not None:
+        return [own]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     groups = [{"params": method.matrices(), "matrices": True}, {"params": method.others(), "matrices": False}]
     adam = {"betas": (0.9, 0.95), **common}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ import pytest
 import torch
 
 from experiments import cli, continual, runs
-from experiments.comparison import grid
+from experiments.comparison import grid, outcomes
 from experiments.continuing import learner, measures
 from experiments.continuing.config import Sequence as Cell
 from experiments.continuing.methods import METHODS
-from experiments.finetuning import tuner
+from experiments.finetuning import objectives, tuner
 from experiments.pages import continual as page
+from experiments.pages.figures import svg
+from experiments.text import labelled
 from optimizers.gorp import GORP
+from optimizers.protected import Protecting
 from tests.experiments.test_labelled import own
 
 TRIANGLE = [[0.9], [0.8, 0.7], [0.6, 0.75, 0.5]]
@@ -27,6 +31,7 @@ TRIANGLE = [[0.9], [0.8, 0.7], [0.6, 0.75, 0.5]]
 
 def test_the_measures_by_hand() -> None:
     assert measures.average(TRIANGLE) == pytest.approx((0.6 + 0.75 + 0.5) / 3)
+    assert measures.learned(TRIANGLE) == pytest.approx((0.9 + 0.7 + 0.5) / 3)
     assert measures.forgetting(TRIANGLE) == pytest.approx(((0.9 - 0.6) + (0.7 - 0.75)) / 2)
     assert measures.transfer(TRIANGLE) == pytest.approx(((0.6 - 0.9) + (0.75 - 0.7)) / 2)
     later = [[0.5], [0.9, 0.7], [0.6, 0.75, 0.5]]
@@ -37,7 +42,7 @@ def test_the_measures_by_hand() -> None:
 
 @pytest.mark.parametrize("rows", [[], [[0.5, 0.5]], [[0.5], [0.5]]])
 def test_what_is_no_triangle_is_refused(rows: list[list[float]]) -> None:
-    for measure in (measures.average, measures.forgetting, measures.transfer):
+    for measure in (measures.average, measures.learned, measures.forgetting, measures.transfer):
         with pytest.raises(ValueError, match=r"row i needs those of tasks 1 … i"):
             measure(rows)
 
@@ -80,6 +85,7 @@ def test_a_comparison_in_small(small: continual.Config, tmp_path: Path, capsys: 
             }
             assert one["average"] == pytest.approx((a[1, 0] + a[1, 1]) / 2)
             assert set(a) == ({(1, 0), (1, 1)} if label == "joint" else {(0, 0), (1, 0), (1, 1)})
+            assert math.isnan(one["learned"]) if label == "joint" else one["learned"] == pytest.approx((a[0, 0] + a[1, 1]) / 2)
             assert math.isnan(one["forgetting"]) if label == "joint" else one["forgetting"] == pytest.approx(a[0, 0] - a[1, 0])
             assert (one["directions"] > 0) == (one["basis_bytes"] > 0) == (label in ("gorp", "protected"))
     difference = {(row["measure"], row["label"], row["reference"]): row["difference"] for row in of("paired")}
@@ -89,7 +95,7 @@ def test_a_comparison_in_small(small: continual.Config, tmp_path: Path, capsys: 
     assert continual.main(small).path == run.path and run.rows() == rows
 
     told = page.lines(page.merged({kind: pd.DataFrame(of(kind)) for kind in page.KINDS}))
-    assert {line["method"] for line in told} == set(small.method) and {"ACC − lora", "F − adamw"} <= set(told[0])
+    assert {line["method"] for line in told} == set(small.method) and {"ACC − lora [95 %]", "F − adamw [95 %]"} <= set(told[0])
     assert "<svg" in page.section(run, rows)
     assert cli.main(["publish", str(run.path), "--out", str(tmp_path / "results")]) == 0
     assert {file.name for file in (tmp_path / "results" / "continual").iterdir()} == {
@@ -101,6 +107,78 @@ def test_a_comparison_in_small(small: continual.Config, tmp_path: Path, capsys: 
     cells = sorted(map(str, (tmp_path / "cells").iterdir()))
     assert cli.main(["report", str(run.path), *cells[:2], "--out", str(tmp_path / "report.html")]) == 0
     capsys.readouterr()
+
+
+@pytest.fixture
+def learnt(small: continual.Config) -> Callable[..., learner.Learner]:
+    """A sequence that is over: by method, with other fields of its cell."""
+
+    def over(method: str, **fields: Any) -> learner.Learner:
+        cell = replace(continual.trial(small, method, 1e-2), **fields)
+        one = learner.Learner(cell, learner.opened(cell))
+        one.train()
+        return one
+
+    return over
+
+
+@pytest.mark.parametrize("tests", [0, 8])
+def test_every_task_is_asked_with_its_own_head_and_examples(
+    learnt: Callable[..., learner.Learner], monkeypatch: pytest.MonkeyPatch, tests: int
+) -> None:
+    """On validation examples at the end, or on test examples after each task; none of them is trained on."""
+    asked: list[tuple[int, list[Any]]] = []
+
+    def score(self: Any, items: list[Any], at_once: int) -> dict[str, float]:
+        del at_once
+        asked.append((self.model.classifier.task, items))
+        return {"loss": 0.0, "accuracy": 0.0}
+
+    monkeypatch.setattr(objectives.Objective, "score", score)
+    one = learnt("adamw", tests=tests)
+    assert [task for task, _ in asked] == ([0, 0, 1] if tests else [0, 1])
+    for task, items in asked:
+        name = one.config.task[task]
+        split = labelled.split(labelled.find(name), 12 // len(labelled.find(name).labels), one.config.seed, tests)
+        assert items == one.objective.items(split.test if tests else split.validation)
+        assert one.items[task]["training"] == one.objective.items(split.training) != items
+    assert [row["chance"] for row in one.run.rows() if row["kind"] == "accuracy"][-1] == pytest.approx(learner.chance(asked[-1][1]))
+
+
+def test_chance_is_one_answer_for_all() -> None:
+    assert learner.chance([{"labels": label} for label in (0, 1, 1, 2)]) == 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_moments_are_forgotten_after_a_task_and_joint_learns_each_as_long(learnt: Callable[..., learner.Learner], method: str) -> None:
+    one = learnt(method)
+    left = {key for state in one.optimizer.state.values() for key in state}
+    assert left <= {"draws", "P"} and ("P" in left) == (method in ("gorp", "protected"))
+    rows = [row["task"] for row in one.run.rows() if row["kind"] == "train"]
+    order = [0, 1] * 3 if method == "joint" else [0] * 3 + [1] * 3
+    assert rows == [one.config.task[task] for task in order]
+
+
+def test_state_and_basis_are_of_one_moment(learnt: Callable[..., learner.Learner]) -> None:
+    """Two moments of all that one task trains, and P after the last task."""
+    one = learnt("protected")
+    (end,) = (row for row in one.run.rows() if row["kind"] == "end")
+    matrices = sum(p.numel() for p in one.way.method.matrices())
+    head = max(sum(p.numel() for p in head.parameters()) for head in one.heads.heads)
+    assert end["state_bytes"] == 4 * 2 * (matrices + head) + end["basis_bytes"]
+    assert (
+        end["basis_bytes"] == sum(4 * W.shape[1] * P.shape[1] for W in one.way.method.matrices() if (P := _basis(one, W)) is not None) > 0
+    )
+
+
+def _basis(one: learner.Learner, W: torch.Tensor) -> torch.Tensor | None:
+    assert isinstance(one.optimizer, Protecting)
+    return one.optimizer.basis_of(W)
+
+
+def test_the_schedule_is_the_one_that_is_asked_for(learnt: Callable[..., learner.Learner]) -> None:
+    assert {group["lr"] for group in learnt("adamw", warmup=0.0, final_lr=1.0, other_lr=None).optimizer.param_groups} == {1e-2}
+    assert all(group["lr"] < 1e-2 for group in learnt("adamw", other_lr=None).optimizer.param_groups)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "joint"])
@@ -116,7 +194,7 @@ def test_matrices_and_the_head_whose_turn_it_is_are_trained_and_nothing_else(sma
     assert not [name for name in moved if "heads" not in name and any(word in name for word in kept)]
     (layers := [name for name in moved if "encoder" in name]).sort()
     assert layers or method == "lowrank"  # whose B is zero again, and whose weights are moved by it
-    assert one.trained == sum(p.numel() for p in one.objective.model.parameters() if p.requires_grad)
+    assert one.way.trained == sum(p.numel() for p in one.objective.model.parameters() if p.requires_grad)
 
 
 def test_gorp_keeps_a_layer_at_protected_inputs_through_the_next_task(small: continual.Config) -> None:
@@ -127,8 +205,13 @@ def test_gorp_keeps_a_layer_at_protected_inputs_through_the_next_task(small: con
     assert isinstance(optimizer, GORP)
     one._one(0, 0, 1.0)
     one._one(0, 1, 1.0)
+    batch = one.objective.batch(one.items[0]["training"])
+    one.objective.eval()
+    said = one.objective.logits(batch).detach()
     one._end(0)
-    layers: Any = one.method.layers  # pyright: ignore[reportAttributeAccessIssue]
+    one.heads.task = 0
+    torch.testing.assert_close(one.objective.logits(batch).detach(), said, rtol=0, atol=1e-5)  # with the adapters' own scale
+    layers: Any = one.way.method.layers  # pyright: ignore[reportAttributeAccessIssue]
     one.objective.eval()
     say = lambda layer, X: (layer(X) - layer.base_layer.bias).detach()  # noqa: E731
     bases = [optimizer.basis_of(layer.base_layer.weight) for layer in layers]
@@ -187,3 +270,53 @@ def test_every_preset_names_methods_that_exist() -> None:
         for label in config.method:
             rates = continual.first(config, label)
             assert len(set(rates)) == 3 and continual.trial(config, label, rates[0]).method in METHODS
+
+
+def rows(**accuracy: tuple[float, float]) -> dict[str, pd.DataFrame]:
+    """A comparison of two seeds on one task after another, of which only the second is forgotten."""
+    finals, after = [], []
+    for label, just in accuracy.items():
+        for seed, value in enumerate(just):
+            finals.append({"label": label, "lr": 0.1, "seed": seed, "average": value, "learned": value or math.nan, "chance": 0.5})
+            finals[-1] |= {"forgetting": 0.1 * seed if value else math.nan, "transfer": -0.1 * seed if value else math.nan}
+            if value:
+                after.append({"label": label, "seed": seed, "after": 0, "task": 0, "name": "a", "accuracy": value, "chance": 0.5})
+                after.append({"label": label, "seed": seed, "after": 1, "task": 0, "name": "a", "accuracy": 0.1, "chance": 0.5})
+    references = {label: [other for other in accuracy if other != label] for label in accuracy}
+    paired = [{**row, "measure": "average"} for row in outcomes.paired(finals, references, of="average")]
+    trial = [{"label": label, "chosen": True, "at_edge": label == "gorp"} for label in accuracy]
+    return {"trial": pd.DataFrame(trial), "accuracy": pd.DataFrame(after), "final": pd.DataFrame(finals), "paired": pd.DataFrame(paired)}
+
+
+def test_what_is_said_of_the_rows() -> None:
+    said = "\n".join(page.findings(rows(adamw=(0.9, 0.9), gorp=(0.8, 0.8), lora=(0.6, 0.5))))
+    assert "not told apart from chance just after learning" in said and "`lora` on a (+5.0 ± 63.5)" in said and "`gorp` on" not in said
+    assert "ACC: of 3 differences 1 has an interval without zero: `adamw` − `gorp` +10.0 [+10.0, +10.0]" in said
+    assert (
+        "the 3 intervals of differences are not corrected for their number" in said
+        and "smallest or largest tried" in said.split("`gorp`")[-2]
+    )
+    every = page.findings(rows(adamw=(0.9, 0.9), gorp=(0.8, 0.8)))[0]
+    assert "every method is above chance on every task" in every
+
+
+def test_a_seed_that_diverged_is_not_learnt_at_once() -> None:
+    kinds = rows(adamw=(0.9, 0.9), gorp=(0.8, 0.0))
+    (row,) = (row for row in page.merged(kinds) if row["method"] == "gorp")
+    assert row["average"] == 0.4 and row["learned"] == 0.8 and row["forgetting"] == 0.0 and row["diverged"] == 1
+    assert "`gorp` (1 of 2 seeds)" in "\n".join(page.findings(kinds))
+    across = lambda figure: [line.get_label() for line in figure.axes[-1].lines if not str(line.get_label()).startswith("_")]  # noqa: E731
+    assert across(page.drawn(kinds, ["a"])) == []
+    assert across(page.drawn(rows(adamw=(0.9, 0.9), joint=(0.8, 0.8)), ["a"])) == ["joint"]
+
+
+@pytest.mark.parametrize("name", page.COMMITTED)
+def test_the_figure_is_of_the_committed_rows(name: str) -> None:
+    figure, found = page.figure_of(name), page.committed(name)
+    assert figure is not None and found is not None
+    shown = (page.RESULTS / "continual" / f"{name}.svg").read_text(encoding="utf-8")
+    labels = [ax.get_title() for ax in figure.axes] + [str(label) for label in found[0]["final"].label.unique()]
+    assert labels and all(f">{label}<" in shown for label in labels)
+    points = lambda text: re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', text)  # noqa: E731
+    again = [tuple(map(float, point)) for point in points(svg(figure))]
+    assert len(again) > 20 and again == [pytest.approx(tuple(map(float, point)), abs=0.1) for point in points(shown)]

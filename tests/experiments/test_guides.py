@@ -149,7 +149,7 @@ def _loss(told: str, processes: int) -> float:
 
 def test_the_registries_are_in_the_tables() -> None:
     methods, laws, files, questions = guides.methods(), guides.laws(), guides.files(), guides.questions()
-    for name in (*METHODS, *ZEROTH_ORDER):
+    for name in (*METHODS, *ZEROTH_ORDER, *guides.BETWEEN_TASKS):
         assert f"`{name}`" in methods or name.startswith("gradlite_")
     assert all(f"`{name}`" in laws for name in LAWS)
     assert all(f"`{name}`" in files for name in (*OPTIMIZERS, *ZEROTH_ORDER))
@@ -164,7 +164,7 @@ def test_what_is_cited_has_a_title_and_every_title_is_cited() -> None:
     assert all(any(name in text for text in references.sources().values()) for name in references.OLDER)
     assert all(f"| {name} |" in page for name in references.OLDER)
     assert all(f"abs/{number})" in page for number in references.TITLES)
-    assert set(guides.IN_THE_LAYER.values()) <= set(references.TITLES)
+    assert {*guides.IN_THE_LAYER.values(), *guides.BETWEEN_TASKS.values()} <= set(references.TITLES)
 
 
 RECORDS = reproduce.records()

@@ -58,6 +58,8 @@ def test_only_who_is_compensated_keeps_what_was_left_out() -> None:
         ("gradlite_law", nature.UNBIASED),
         ("adamw+recomputed", nature.EXACT),
         ("velora", nature.BIASED),
+        ("gorp", nature.BIASED),
+        ("protected", nature.BIASED),
         ("golore", nature.SHARE),
         ("lowrank_lr:spectral", nature.UNBIASED),
         ("galore", nature.BIASED),

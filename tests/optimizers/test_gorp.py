@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers.gorp import GORP
-from optimizers.protected import grown, off
+from optimizers.protected import ProtectedAdamW, grown, off
 
 EXACT = 1e-10
 M_, N_, K_ = 6, 12, 4  # rows and columns of a weight, directions that the first task reads
@@ -91,18 +91,31 @@ def test_adam_on_the_entries_of_a_projected_gradient_does_not() -> None:
 def test_adam_with_its_step_projected_keeps_the_outputs() -> None:
     first, batches = tasks()
     W = nn.Parameter(random(M_, N_))
-    optimizer = GORP([{"params": [W], "part": "full"}], lr=0.01)
+    optimizer = ProtectedAdamW([W], lr=0.01)
     optimizer.protect(W, row_space(first))
     before, start = (first @ W.mT).detach().clone(), W.detach().clone()
     train(lambda X: X @ W.mT, optimizer, batches)
     assert (first @ W.mT - before).abs().max() < EXACT and (W - start).abs().max() > 0.1
 
 
-def test_full_without_a_basis_is_adamw() -> None:
+def test_protected_adamw_without_a_basis_is_adamw() -> None:
     mine, theirs = (nn.Parameter(random(M_, N_)) for _ in range(2))
-    train(lambda X: X @ mine.mT, GORP([{"params": [mine], "part": "full"}], lr=0.01), tasks()[1])
+    train(lambda X: X @ mine.mT, ProtectedAdamW([mine], lr=0.01), tasks()[1])
     train(lambda X: X @ theirs.mT, torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.0), tasks()[1])
     assert torch.equal(mine, theirs)
+
+
+def test_what_is_protected_in_the_middle_of_a_task_stays_too() -> None:
+    """Without ``end_task``: A must not go on in the V that its weight has left."""
+    first, batches = tasks()
+    model = Adapted()
+    optimizer = GORP(model.groups(), lr=0.05, rank=3, every=7, lora_scale=model.s)
+    train(model, optimizer, ((first, random(20, M_, seed=i)) for i in range(10)))
+    before = model(first).detach().clone()
+    optimizer.protect(model.W, row_space(first))
+    assert (model(first) - before).abs().max() < EXACT
+    train(model, optimizer, batches)
+    assert (model(first) - before).abs().max() < EXACT
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -129,6 +142,49 @@ def test_gorp_keeps_the_outputs_of_the_first_task_whatever_the_second_does(rank:
     assert kept or (own and rank < K_)
     assert all((value - start[name]).abs().max() > 0.01 for name, value in model.state_dict().items()), "all three have learnt"
     assert (model.A @ P).abs().max() < EXACT
+
+
+def test_a_plain_loop_takes_the_same_steps_and_grows_the_same_basis() -> None:
+    """Written out for given gradients: a frame off P that changes every other step, first moments that follow it, second ones that stay, α on W
+    alone; then P by the three moments, each of norm 1."""
+    model, plain = Adapted(), Adapted()
+    r, every, lr, scale, betas, eps = 2, 2, 0.05, 0.25, (0.9, 0.999), 1e-8
+    optimizer = GORP(model.groups(), lr, rank=r, every=every, scale=scale, lora_scale=model.s, energy=0.8, betas=betas, eps=eps)
+    P = row_space(random(2, N_, seed=7))
+    for one in (model, plain):  # the exchange
+        with torch.no_grad():
+            if one is model:
+                optimizer.protect(one.W, P)
+            else:
+                one.W += one.s * one.B @ (one.A @ P) @ P.mT
+                one.A.copy_(off(one.A, P))
+    V, M, S = torch.empty(0), dict[str, Tensor](), dict[str, Tensor]()
+    for t in range(5):
+        grads = {part: random(*getattr(model, part).shape, seed=900 + 10 * t + place) * 10**place for place, part in enumerate("WAB")}
+        for part, G in grads.items():
+            getattr(model, part).grad = G.clone()
+        optimizer.step()
+        if t % every == 0:
+            new = torch.linalg.svd(off(grads["W"], P), full_matrices=False)[2][:r].mT
+            M |= {part: M[part] @ V.mT @ new for part in M if part != "B"}
+            V = new
+        for part, G in grads.items():
+            R = G if part == "B" else off(G, P) @ V
+            M[part] = betas[0] * M.get(part, 0 * R) + (1 - betas[0]) * R
+            S[part] = betas[1] * S.get(part, 0 * R) + (1 - betas[1]) * R.square()
+            D = M[part] / (1 - betas[0] ** (t + 1)) / ((S[part] / (1 - betas[1] ** (t + 1))).sqrt() + eps)
+            getattr(plain, part).data -= lr * (scale if part == "W" else 1) * (D if part == "B" else D @ V.mT)
+        assert all((a - b).abs().max() < EXACT for a, b in zip(model.parameters(), plain.parameters(), strict=True)), t
+    moments = [M["W"] @ V.mT, M["A"] @ V.mT, M["B"] @ plain.A.detach()]
+    wanted = grown(P, torch.cat([X / torch.linalg.matrix_norm(X) for X in moments]), 0.8, 0.5)
+    optimizer.end_task()
+    found = optimizer.basis_of(model.W)
+    assert (
+        found is not None
+        and found.shape == wanted.shape
+        and found.shape[1] > 2
+        and (found @ found.mT - wanted @ wanted.mT).abs().max() < EXACT
+    )
 
 
 def test_weight_and_factor_share_their_frame_and_the_basis_is_their_moments() -> None:
@@ -193,7 +249,7 @@ def test_a_checkpoint_between_tasks_goes_on_as_if_nothing_had_happened() -> None
 
 def test_what_cannot_be_is_refused() -> None:
     model = Adapted()
-    with pytest.raises(ValueError, match=r"GORP\(part='weight', weight_decay\): decay moves what is protected"):
+    with pytest.raises(ValueError, match=r"GORP\(weight_decay=0.1\): decay moves what is protected"):
         GORP(model.groups(), weight_decay=0.1)
     with pytest.raises(ValueError, match="energy must be in"):
         GORP(model.groups(), energy=1.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from estimators.convert import Conversion
 from estimators.transport import Policy, Second
 from estimators.writing import Lift
 from experiments import allowed
+
+if TYPE_CHECKING:
+    from experiments.training.options import Options
 
 
 class Settings(Protocol):
@@ -86,6 +89,11 @@ class Method(abc.ABC):
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """The factors (X, A), shapes (m, r) and (n, r), of matrices that are trained, or move, as X·Aᵀ; views of parameters, or V."""
         return []
+
+    def updates(self, config: Options) -> torch.optim.Optimizer | None:
+        """The method's own optimizer of all that is trained; None for torch's, as ``config`` says. Raises ``WrongInput`` for what it cannot do."""
+        del config
+        return None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Called once with the optimizer of ``matrices``, before its first step."""
