@@ -68,16 +68,20 @@ def export_lines(kinds: Frames) -> list[dict[str, str]]:
             "ranks": row["by"],
             "numbers": f"{100 * row['numbers_share']:.1f} %",
             "lost ‖W‖²": f"{100 * row['lost_energy']:.2f} %",
-            "perplexity whole (matrices zero)": f"{row['perplexity']:.1f} ({row['perplexity_zero']:.1f})",
-            "truncated": f"{row['perplexity_truncated']:.2f}",
+            "perplexity whole (matrices zero)": f"{_perplexity(row['perplexity'])} ({_perplexity(row['perplexity_zero'])})",
+            "truncated": _perplexity(row["perplexity_truncated"]),
             "loss minus whole": f"{row['loss_minus_whole']:+.4f} ± {row['loss_minus_whole_se']:.4f}",
             "minus uniform": "" if row["by"] == "uniform" else f"{row['loss_minus_uniform']:+.4f} ± {row['loss_minus_uniform_se']:.4f}",
-            "exported": f"{row['perplexity_exported']:.2f}",
+            "exported": _perplexity(row["perplexity_exported"]),
             "factorised": f"{row['components']} of {row['layers']}",
-            "bytes": f"{row['bytes'] / row['bytes_dense']:.3f}×",
+            "bytes": f"{row['bytes'] / 1e6:.2f} MB, {row['bytes'] / row['bytes_dense']:.3f}×",
         }
         for row in page.records(kinds["export"])
     ]
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2f}" if value < 1e5 else f"{value:.1e}"
 
 
 def contest_lines(kinds: Frames) -> list[dict[str, str]]:

@@ -392,7 +392,8 @@ def run(smoke: ranks.Config) -> runs.Run:
     return ranks.main(replace(smoke, tasks=("pretrain",)))
 
 
-def test_moments_are_the_models_on_the_way(run: runs.Run, smoke: ranks.Config) -> None:
+def test_moments_are_the_models_on_the_way(smoke: ranks.Config) -> None:
+    run = ranks.main(smoke := replace(smoke, tasks=(), smollm2_reduction=()))
     whole = training.source(smoke, run.path / "cells")
     found = [training.model_at(whole, step).get_parameter(f"{Q0}.weight").detach() for step in training.moments(smoke)]
     assert training.moments(smoke) == [0, 2, 4] and torch.equal(found[0], models.build("tiny", 1000).get_parameter(f"{Q0}.weight"))
@@ -403,9 +404,10 @@ def test_moments_are_the_models_on_the_way(run: runs.Run, smoke: ranks.Config) -
 
 
 def test_gradients_are_of_text_that_no_loss_is_of(smoke: ranks.Config) -> None:
-    mine, evaluated = ranks._batches(smoke, training.source(smoke, smoke.runs_dir))
+    config = replace(smoke, batches=9)  # 18 of 23 held-out sequences, of which 4 are evaluated
+    mine, evaluated = ranks._batches(config, training.source(config, smoke.runs_dir))
     told = [{tuple(ids) for ids in some.view(-1, smoke.length).tolist()} for some in (mine, torch.cat(evaluated))]
-    assert mine.shape == (4, 2, 16) and len(told[0]) == 8 and len(told[1]) == 4 and not told[0] & told[1]
+    assert mine.shape == (9, 2, 16) and len(told[0]) == 18 and len(told[1]) == 4 and not told[0] & told[1]
 
 
 def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> None:
@@ -435,12 +437,12 @@ def test_a_biased_law_has_columns_of_length_1_too(smoke: ranks.Config) -> None:
         replace(contest.finetuning(smoke).base, method="mezo")
 
 
-def test_a_choice_at_the_edge_is_said(run: runs.Run) -> None:
-    kinds = ranking.frames(run.rows())
+def test_a_choice_at_the_edge_is_said() -> None:
+    kinds = publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
     chosen = kinds["trial"].chosen
     for at in (True, False):
         told = ranking.findings({**kinds, "trial": kinds["trial"].assign(at_edge=chosen & at)})
-        assert sum(line.count("(edge)") for line in told) == 4 * at  # two differences, both sides of each
+        assert sum(line.count("(edge)") for line in told) == 2 * len(kinds["paired"]) * at  # both sides of each difference
 
 
 def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
