@@ -18,6 +18,7 @@ LOOKS = {  # choice of ranks → colour, marker, dashes; from the palette of the
     "gradients": ("#009E73", "^", ":"),
     "least_error": ("#CC79A7", "v", "-."),
 }
+LINEAR = 0.01  # nats up to which the scale of exports is linear, logarithmic beyond
 INKS = (("#000000", "D"), ("#56B4E9", "P"), ("#8C510A", "X"))  # of numbers of directions
 Frames = Mapping[str, pd.DataFrame]
 CAPTION = (
@@ -25,7 +26,7 @@ CAPTION = (
     "another mini-batch at another moment, over what two mini-batches of one moment share, chance taken from both: 0 unrelated, 1 not turned; bars "
     "±2 standard errors (jackknife over mini-batches). Right: Student intervals over seeds; one that contains 0 shows no difference. Below: every "
     "matrix truncated, at equal numbers Σ r(m+n), and right the exported models, where matrices whose factors would be larger stay whole (open "
-    "markers: the pretrained model); bars ±2 standard errors over held-out sequences."
+    "markers: the pretrained model; logarithmic above 0.01); bars ±2 standard errors over held-out sequences."
 )
 
 
@@ -76,10 +77,10 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
             group = pd.DataFrame(group).sort_values(by="step")
             look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 4.5}
             ax.errorbar(group.step, group.relative, 2 * group.relative_se, **look, label=f"r = {r}, {to} moment")
-    ax.set(xlabel="step", ylabel="overlap above chance / noise floor above chance", title="Gradient subspaces")
+    ax.set(xlabel="step", ylabel="overlap / noise floor, above chance", title="Gradient subspaces", ylim=(-0.05, 1.08))
     ax.axhline(0, color="#7F7F7F", linewidth=0.8, linestyle=":")
     ax.axhline(1, color="#000000", linewidth=0.8)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def _exported(ax: Axes, model: str, export: pd.DataFrame) -> None:
@@ -105,6 +106,7 @@ def _bytes(ax: Axes, kinds: Frames) -> None:
             look |= {"markerfacecolor": "white" if place else colour, "label": f"{model}, {str(by).replace('_', ' ')}"}
             ax.errorbar(group.share, group.exported_minus_whole, 2 * group.exported_minus_whole_se, **look)
     ax.axhline(0, color="#000000", linewidth=0.8)
+    ax.set_yscale("symlog", linthresh=LINEAR)
     ax.set(xlabel="bytes / those of the whole model", ylabel="loss minus that of the whole model (nats)", title="Exported")
     ax.legend(frameon=False, fontsize=8)
 
