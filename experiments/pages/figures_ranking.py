@@ -106,6 +106,7 @@ def _bytes(ax: Axes, kinds: Frames) -> None:
             look |= {"markerfacecolor": "white" if place else colour, "label": f"{model}, {str(by).replace('_', ' ')}"}
             ax.errorbar(group.share, group.exported_minus_whole, 2 * group.exported_minus_whole_se, **look)
     ax.axhline(0, color="#000000", linewidth=0.8)
+    ax.margins(y=0.08)
     ax.set_yscale("symlog", linthresh=LINEAR)
     ax.set(xlabel="bytes / those of the whole model", ylabel="loss minus that of the whole model (nats)", title="Exported")
     ax.legend(frameon=False, fontsize=8)

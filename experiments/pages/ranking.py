@@ -140,7 +140,7 @@ def findings(kinds: Frames) -> list[str]:
         model, by = cast(tuple[str, str], one)
         worse, better = ((sign * mine.loss_minus_uniform > 2 * mine.loss_minus_uniform_se).sum() for sign in (1, -1))
         told.append(
-            f"{model} truncated by {by.replace('_', ' ')}: the loss is above that of uniform ranks by more than two standard errors at {worse} of "
+            f"truncated by {by.replace('_', ' ')}, {model} has a loss above that of uniform ranks by more than two standard errors at {worse} of "
             f"{len(mine)} reductions, below at {better}"
         )
     edges = _edges(kinds)
