@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from estimators import keyed, processes, selection
 from estimators.fitting import Fitting
-from estimators.law import Law
+from estimators.law import Constant, Law
 from estimators.linear import LowRankLinear
 from estimators.transport import Policy, Second, Transport
 from estimators.writing import Lift, Writer
@@ -42,7 +42,7 @@ class Conversion:
     ``layers``: name → ``LowRankLinear``; ``left_alone``: parameter or module name → why it was not converted.
 
     ``law``: a name of ``LAWS`` or a law class, ``options``: its other fields; ``rank``: r of every layer, as a fraction
-    in (0, 1) of its n, or by layer name;
+    in (0, 1) of its n, or by layer name; ``c``: isotropy constant, or "r/n", that of each layer, so that columns of V have length 1;
     ``targets``: None (every ``nn.Linear`` outside the output head), a regular expression searched in the module's name, a list of names or
     name endings, or a predicate (name, module) → bool; ``state``: what happens to the optimizer's state when V changes, and ``second_moment`` to
     Adam's N, where that is not as ``state`` says (estimators/transport.py); "first_batch" needs ``attach``;
@@ -65,7 +65,7 @@ class Conversion:
         law: str | type[Law] = "haar_stiefel",
         rank: selection.Ranks,  # r
         targets: selection.Targets = None,
-        c: float = 1.0,
+        c: Constant = 1.0,
         seed: int = 0,
         lift_every: int = 1,
         refresh_every: int = 200,  # K
@@ -81,7 +81,7 @@ class Conversion:
         from estimators import LAWS  # the registry imports every law; it cannot be imported before them
 
         shown = "…" if isinstance(rank, Mapping) else rank
-        call = f"convert(law={law!r}, rank={shown}, c={c:g}, lift_every={lift_every}, refresh_every={refresh_every})"
+        call = f"convert(law={law!r}, rank={shown}, c={c}, lift_every={lift_every}, refresh_every={refresh_every})"
         if isinstance(law, str) and law not in LAWS:
             raise ValueError(f"{call}: unknown law, known are {', '.join(LAWS)}")
         if lift_every < 1 or refresh_every < 1 or basis_every < 1:
@@ -93,8 +93,8 @@ class Conversion:
             raise ValueError(f"{call}: online={online} is a weight and must be in [0, 1]")
         if not keep > 0:
             raise ValueError(f"{call}: keep={keep} must be positive")
-        if not (c > 0 and math.isfinite(c)):
-            raise ValueError(f"{call}: c must be positive and finite")
+        if c != "r/n" and not (isinstance(c, float | int) and c > 0 and math.isfinite(c)):
+            raise ValueError(f"{call}: c must be positive and finite, or 'r/n'")
         self.model, self.seed = model, seed
         self.law = LAWS[law] if isinstance(law, str) else law
         if online and not self.law.fitted:

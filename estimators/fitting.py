@@ -14,7 +14,7 @@ from torch import Tensor
 from estimators import keyed, processes
 from estimators.directions import Directions, of_gradient, refine
 from estimators.haar_stiefel import HaarStiefel
-from estimators.law import Law
+from estimators.law import Constant, Law, constant
 from estimators.linear import LowRankLinear
 
 
@@ -25,8 +25,9 @@ class _FromBasis(Protocol):
 class Fitting:
     """Laws of named layers. ``keep``: directions known, as k or as a multiple of a layer's rank, at least r; ``online``: weight of sketches."""
 
-    def __init__(self, law: type[Law], c: float, options: dict[str, Any], keep: int | float, online: float, seed: int) -> None:
-        self.law, self.c, self.options, self.keep, self.online, self.seed = law, c, options, keep, online, seed
+    def __init__(self, law: type[Law], c: Constant, options: dict[str, Any], keep: int | float, online: float, seed: int) -> None:
+        self.c: Constant = c
+        self.law, self.options, self.keep, self.online, self.seed = law, options, keep, online, seed
         self.known: dict[str, Directions] = {}  # what the draws in use were made from
         self.pending: dict[str, Directions] = {}  # learned since, for the next draws
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}  # sum of (ĜV)ᵀ(ĜV) in the subspace in use, and over how many
@@ -34,18 +35,20 @@ class Fitting:
     def law_of(self, name: str, layer: LowRankLinear) -> Law:
         """The law for the next draw of this layer."""
         n, rank = layer.in_features, layer.rank
+        c = constant(self.c, n, rank)
         if not self.law.fitted:
-            return self.law(n=n, rank=rank, c=self.c, **self.options)
+            return self.law(n=n, rank=rank, c=c, **self.options)
         if name not in self.known:
-            return HaarStiefel(n=n, rank=rank, c=self.c if self.law.unbiased else self.c * rank / n)
-        return cast(_FromBasis, self.law).from_basis(*self.known[name], rank, self.c, **self.options)
+            return HaarStiefel(n=n, rank=rank, c=c if self.law.unbiased else c * rank / n)
+        return cast(_FromBasis, self.law).from_basis(*self.known[name], rank, c, **self.options)
 
     def check(self, layer: LowRankLinear) -> None:
         """Raise what a draw for this layer would raise for impossible options."""
         n, k = layer.in_features, self._directions(layer)
         self.law_of("", layer)
         if self.law.fitted:
-            cast(_FromBasis, self.law).from_basis(torch.eye(n, k), torch.ones(k), torch.ones(()), layer.rank, self.c, **self.options)
+            c = constant(self.c, n, layer.rank)
+            cast(_FromBasis, self.law).from_basis(torch.eye(n, k), torch.ones(k), torch.ones(()), layer.rank, c, **self.options)
 
     @torch.no_grad()
     def reduce(self, name: str, layer: LowRankLinear, X: Tensor, D: Tensor, draw: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,8 @@ from torch import Tensor
 
 SYMMETRY = 1e-4  # relative asymmetry (float32 accumulations) above which a second moment is rejected
 INDEFINITE = 1e-5  # relative size of a negative eigenvalue that is still rounding
+
+Constant = float | Literal["r/n"]  # isotropy constant of a layer
 
 
 class Spectrum(NamedTuple):
@@ -86,6 +88,11 @@ class Law(abc.ABC):
     def reference(self) -> Float[Tensor, "*batch n n"] | None:
         """The second moment this law was fitted to, as the law remembers it, or None for a law that fits every gradient alike."""
         return None
+
+
+def constant(c: Constant, n: int, rank: int) -> float:
+    """c of a layer; of "r/n" its own r/n, at which a column of V has length 1 at any rank (its square on average, n·c/r = 1)."""
+    return rank / n if c == "r/n" else c
 
 
 def scale(n: int, rank: int, c: float) -> float:

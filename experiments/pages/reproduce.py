@@ -90,8 +90,9 @@ def seconds(name: str, told: dict[str, Any], results: Path = RESULTS) -> tuple[f
         return (float("nan"), "") if recorded is None else (float(recorded), ", its last part" if "continued" in environment else "")
     total = float(whole.seconds.sum())
     if "trial" in frames:
-        pace = (whole.seconds / whole.steps).groupby(whole.label).mean()
-        total += float((frames["trial"].steps * frames["trial"].label.map(pace)).sum())
+        by = [name for name in ("task", "label") if name in whole and name in frames["trial"]]
+        pace = whole.assign(pace=whole.seconds / whole.steps).groupby(by).pace.mean()
+        total += float((frames["trial"].groupby(by).steps.sum() * pace).sum())
     return total, " of training"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from estimators.selection import rank_of
-from experiments.advising import choice, errors
+from experiments.advising import choice
 from experiments.ranking.spectra import Moment
 from theory import allocation, truncation
 
@@ -36,16 +36,15 @@ def for_training(now: Moment, law: str, rank: int | float, tokens: int) -> dict[
     budget = float(sum(uniform[layer.name] * cost for layer, cost in zip(now.layers, costs, strict=True)))
     largest = [layer.smaller - 1 for layer in now.layers]
     weights = truncation.ranks([now.weights[layer.name] for layer in now.layers], costs, budget, largest)
-    gradients: Ranks = choice.ranks(now.layers, law, uniform, tokens)["ranks"]
+    gradients = choice.ranks(now.layers, law, uniform, tokens)
     return {"uniform": uniform, "weights": dict(zip(uniform, weights, strict=True)), "gradients": gradients}
 
 
 def budget_rows(task: str, now: Moment, law: str, found: Mapping[str, Ranks], tokens: int) -> list[dict[str, Any]]:
     """``budget``: bytes and predicted error of every choice, over that of the mini-batch gradient; ``rank``: its r, layer by layer."""
-    noise = [layer.sums.noise for layer in now.layers]
     rows: list[dict[str, Any]] = []
     for by, ranks in found.items():
-        error = errors.over_noise([layer.error(law, ranks[layer.name]) for layer in now.layers], noise)
+        error = choice.error(now.layers, law, ranks)
         spent = sum(ranks[layer.name] * choice.growing_bytes(layer, tokens) for layer in now.layers)
         rows.append({"kind": "budget", "task": task, "by": by, "bytes": spent, "error": error.value, "error_se": error.standard_error})
     for name, (m, n) in now.shapes.items():

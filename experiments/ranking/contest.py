@@ -1,13 +1,14 @@
 """Ranks at one budget against each other in training: one learning rate each, chosen on equal budgets, then pairs of equal seed.
 
-Everything but the ranks is the same: law, K, initialisation, data order, and the learning rates that are tried, with a seed that is not compared. A
+Everything but the ranks is the same: law, c, K, initialisation, data order, and how many learning rates are tried (experiments/comparison/search.py),
+with a seed that is not compared. At c = r/n of each layer the columns of V have length 1 at any rank, so that under Adam a rank is no step length. A
 cell is a run of ``lowrank pretrain`` or of ``lowrank finetune`` in RUNS_DIR/cells. Uniform ranks are the option ``--rank``, others a file of
 ``--ranks``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from estimators import selection
+from estimators import LAWS, selection
 from experiments import pretrain, runs
 from experiments.comparison import grid, outcomes, search
 from experiments.comparison.plan import TUNING_SEED
@@ -30,25 +31,33 @@ if TYPE_CHECKING:
 TASKS = ("pretrain", "finetune")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contest:
-    """``trial(lr)``: a tuning run with uniform ranks; ``compared(cell, seed)``: the run of one seed; ``score``: what chooses, lower is better;
-    ``outcome``: of a finished cell, by name, the first of which is compared."""
+    """``base``: a tuning run with uniform ranks, and ``longer``: what of it is otherwise in a compared one; ``score``: what chooses, lower is better;
+    ``outcome``: of a finished cell, by name, with ``seconds``."""
 
     task: str
     rates: tuple[float, ...]
-    trial: Callable[[float], Any]
-    compared: Callable[[Any, int], Any]
+    base: Any
+    longer: Mapping[str, Any]
     score: Callable[[Any], float]
     outcome: Callable[[Any], dict[str, float]]
     job: grid.Job
+
+    def trial(self, lr: float) -> Any:
+        """The tuning run at one learning rate."""
+        return replace(self.base, lr=lr)
+
+    def compared(self, cell: Any, seed: int) -> Any:
+        """The run of one seed, of the tuning run that was chosen."""
+        return replace(cell, seed=seed, **self.longer)
 
 
 def pretraining(config: Config) -> Contest:
     """Of the model of the configuration, from random weights; outcome: held-out loss."""
     base = replace(
         pretrain.PRESETS[config.model],
-        **_common(config, config.refresh_every),
+        **_common(config),
         rank=config.rank,
         length=config.length,
         accumulate=1,
@@ -59,47 +68,59 @@ def pretraining(config: Config) -> Contest:
         steps=config.tune_steps,
         sequences=config.sequences,
     )
-
-    def outcome(cell: pretrain.Config) -> dict[str, float]:
-        run = pretrain.opened(cell)
-        found = [row for row in run.rows() if row["kind"] == "eval"] if run.done else []
-        return {"loss": found[-1]["loss"]} if found else {"loss": float("inf")}
-
     return Contest(
-        "pretrain",
-        config.lr,
-        lambda lr: replace(base, lr=lr),
-        lambda cell, seed: replace(cell, seed=seed, steps=config.compare_steps),
-        outcomes.tail,
-        outcome,
-        grid.PRETRAINING,
+        task="pretrain",
+        rates=config.lr,
+        base=base,
+        longer={"steps": config.compare_steps},
+        score=outcomes.tail,
+        outcome=_held_out,
+        job=grid.PRETRAINING,
     )
+
+
+def _held_out(cell: pretrain.Config) -> dict[str, float]:
+    run = pretrain.opened(cell)
+    if not run.done:
+        return {"loss": float("inf")}
+    rows = {row["kind"]: row for row in run.rows()}  # the last of each
+    return {"loss": rows["eval"]["loss"], "seconds": rows["end"]["seconds"]}
 
 
 def finetuning(config: Config) -> Contest:
-    """Of all-MiniLM-L6-v2 on Rotten Tomatoes, from pretrained weights; outcomes: loss and accuracy on the test examples."""
-    base = Tuning(**_common(config, config.refresh_every), rank=config.finetune_rank, k=64, tests=1, steps=config.finetune_steps)
-
-    def outcome(cell: Tuning) -> dict[str, float]:
-        row = summary.tested("", cell)
-        return {"loss": row["loss"], "accuracy": row["accuracy"]}
-
+    """Of a pretrained classifier; outcomes: loss and accuracy on the test examples."""
+    base = Tuning(
+        **_common(config),
+        model=config.finetune_model,
+        task=config.finetune_task,
+        data_sha256=tuner.local_sha256(config.finetune_task, None),
+        rank=config.finetune_rank,
+        k=64,
+        tests=1,
+        steps=config.finetune_steps,
+    )
     return Contest(
-        "finetune",
-        config.finetune_lr,
-        lambda lr: replace(base, lr=lr),
-        lambda cell, seed: replace(cell, seed=seed, tests=config.tests),
-        summary.validation,
-        outcome,
-        grid.Job(tuner.opened, tuner.tune, lambda _: None),
+        task="finetune",
+        rates=config.finetune_lr,
+        base=base,
+        longer={"tests": config.tests},
+        score=summary.validation,
+        outcome=_tested,
+        job=grid.Job(tuner.opened, tuner.tune, lambda _: None),
     )
 
 
-def _common(config: Config, refresh_every: int) -> dict[str, Any]:
+def _tested(cell: Tuning) -> dict[str, float]:
+    row = summary.tested("", cell)
+    return {name: row[name] for name in ("loss", "accuracy", "seconds") if name in row}
+
+
+def _common(config: Config) -> dict[str, Any]:
     return {
         "method": "lowrank",
         "law": config.law,
-        "refresh_every": refresh_every,
+        "c": 1.0 if config.c == "r/n" and not LAWS[config.law].unbiased else config.c,  # V = √c·Q: columns of length √c at any rank
+        "refresh_every": config.refresh_every,
         "state": "row_scale",
         "seed": TUNING_SEED,
         "checkpoint_every": 0,
@@ -109,20 +130,18 @@ def _common(config: Config, refresh_every: int) -> dict[str, Any]:
     }
 
 
-def held(
-    contest: Contest, found: Mapping[str, Ranks], seeds: Sequence[int], run: runs.Run, workers: int, quiet: bool
-) -> list[dict[str, Any]]:
+def held(contest: Contest, found: Mapping[str, Ranks], config: Config, run: runs.Run) -> list[dict[str, Any]]:
     """Train it all; rows ``trial``, ``final`` and ``paired``, each choice of ranks against uniform ones."""
     tuning = {by: [_with(contest.trial(lr), by, found[by], contest.task, run) for lr in contest.rates] for by in TRAINING}
-    train = lambda cells, stage="tune": grid.train(cells, workers, f"{contest.task}: {stage}", quiet, contest.job)  # noqa: E731
+    train = lambda cells, stage="tune": grid.train(cells, config.workers, f"{contest.task}: {stage}", config.quiet, contest.job)  # noqa: E731
     named = {"task": contest.task}
 
     def told(by: str, some: list[Any]) -> list[dict[str, Any]]:
         rows = search.judged(some, contest.score)
         return [{"kind": "trial", **named, "label": by, "lr": cell.lr, **row} for cell, row in zip(some, rows, strict=True)]
 
-    trials, chosen = search.tuned(tuning, 0, contest.score, told, train)
-    compared = {by: [contest.compared(cell, seed) for seed in seeds] for by, cell in chosen.items()}
+    trials, chosen = search.tuned(tuning, config.further, contest.score, told, train)
+    compared = {by: [contest.compared(cell, seed) for seed in config.seed] for by, cell in chosen.items()}
     train([cell for some in compared.values() for cell in some], "compare")
     finals: list[dict[str, Any]] = [
         {"kind": "final", **named, "label": by, "lr": cell.lr, "seed": cell.seed, "steps": cell.steps, **contest.outcome(cell)}

@@ -8,7 +8,7 @@ name; ``load`` builds the model of its config.json, puts empty factors where tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,21 +25,29 @@ from theory.truncation import factors_are_smaller
 FACTORS = "factors.json"
 
 
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+
+
 @torch.no_grad()
-def factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(A, B) of the truncated SVD, (m, r) and (r, n) in the dtype of W; computed in float64."""
+def factors(W: Tensor) -> tuple[Tensor, Tensor]:
+    """(A, B) of W = AB, (m, k) and (k, n) with k = min(m, n), float64: the first r columns and rows are those of W_r, and sᵢ is the square of the
+    length of the i-th column."""
     U, s, Vt = torch.linalg.svd(W.double(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return (U[:, :rank] * root).to(W.dtype), (root[:, None] * Vt[:rank]).to(W.dtype)
+    return U * s.sqrt(), s.sqrt()[:, None] * Vt
+
+
+def of_layers(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """``factors`` of every named layer: one decomposition for all ranks."""
+    return {name: factors(cast(nn.Linear, model.get_submodule(name)).weight) for name in names}
 
 
 @torch.no_grad()
-def truncate(model: nn.Module, ranks: Mapping[str, int]) -> None:
-    """W ← W_r of every named layer, in place; of rank 0 nothing is left."""
+def truncate(model: nn.Module, ranks: Mapping[str, int], known: Factors | None = None) -> None:
+    """W ← W_r of every named layer, in place; of rank 0 nothing is left. ``known``: their factors, where these were computed before."""
+    known = known or of_layers(model, ranks)
     for name, rank in ranks.items():
-        W = cast(nn.Linear, model.get_submodule(name)).weight
-        A, B = factors(W.double(), rank)
-        W.copy_(A @ B)
+        A, B = known[name]
+        cast(nn.Linear, model.get_submodule(name)).weight.copy_(A[:, :rank] @ B[:rank])
 
 
 def components(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
@@ -53,15 +61,16 @@ def components(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def factorise(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
-    """Replace the low-rank components among ``ranks`` by their factors, in place; returns them, layer → r."""
+def factorise(model: nn.Module, ranks: Mapping[str, int], known: Factors | None = None) -> dict[str, int]:
+    """Replace the low-rank components among ``ranks`` by their factors, in place; returns them, layer → r. ``known``: as for ``truncate``."""
     found = components(model, ranks)
+    known = known or of_layers(model, found)
     for name, rank in found.items():
         layer = cast(nn.Linear, model.get_submodule(name))
-        A, B = factors(layer.weight, rank)
+        A, B = known[name]
         product = _empty(layer, rank)
-        for factor, value in ((product[0], B), (product[1], A)):
-            cast(nn.Linear, factor).weight = nn.Parameter(value.contiguous())
+        for factor, value in ((product[0], B[:rank]), (product[1], A[:, :rank])):
+            cast(nn.Linear, factor).weight = nn.Parameter(value.to(layer.weight.dtype, copy=True).contiguous())
         if layer.bias is not None:
             cast(nn.Linear, product[1]).bias = layer.bias
         selection.replace(model, name, product)

@@ -1,12 +1,13 @@
 """Spectra of weights and gradients at one moment of a training, and the overlap of gradient subspaces of two moments.
 
 Mini-batch i shows the r leading right singular vectors Q_i of its gradient. The overlap of two moments t, t' is the mean of ‖Q_{t,i}ᵀQ_{t',j}‖²/r
-over mini-batches i ≠ j, so that no two subspaces have the noise of a batch in common. At t = t' it is what noise alone leaves of 1, the noise floor;
-and
+over mini-batches i ≠ j, so that no two subspaces have the noise of a batch in common. At t = t' it is what noise alone leaves of 1, the noise floor.
+Subspaces that have nothing to do with each other share r/n by chance (theory/angles.py), and
 
-    overlap(t, t') / √(overlap(t, t)·overlap(t', t'))
+    (overlap(t, t') − r/n) / √((overlap(t, t) − r/n)(overlap(t', t') − r/n))
 
-is 1 where nothing but noise lies between the two moments. Standard errors leave out one mini-batch at a time (jackknife).
+is 0 for them, 1 where nothing but noise lies between the two moments, and no number where a noise floor is at chance: then a mini-batch shows no
+direction of the gradient. Standard errors leave out one mini-batch at a time (jackknife).
 """
 
 from __future__ import annotations
@@ -107,34 +108,39 @@ def off_diagonal(table: np.ndarray) -> tuple[float, np.ndarray]:
     return float(total / (count * (count - 1))), without / ((count - 1) * (count - 2))
 
 
+def relative(overlap: Any, floor: Any, other: Any, chance: float) -> Any:
+    """(overlap − chance)/√((floor − chance)(other − chance)) of numbers or arrays; NaN where a floor is not above chance."""
+    above = [np.where(np.asarray(one) > chance, one - chance, np.nan) for one in (floor, other)]
+    return (overlap - chance) / np.sqrt(above[0] * above[1])
+
+
 def angle_rows(earlier: Moment, later: Moment, directions: int) -> list[dict[str, Any]]:
-    """``angle``: overlap of two moments (or of one with itself) for every layer and for ``all``, the mean over layers, with standard errors."""
+    """``angle``: overlap of two moments (or of one with itself) for every layer and for ``all``, the mean over layers, with standard errors; median
+    principal angle in degrees."""
     tables: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     both = (earlier, later)
     for a, b in ((0, 1), (0, 0), (1, 1)):
         tables[a, b] = {
             name: overlaps(both[a].frames[name][..., :directions], both[b].frames[name][..., :directions]) for name in earlier.frames
         }
+    turned = {name: _principal_angles(both, name, directions) for name in earlier.frames}
     rows = []
     for name in (*earlier.frames, "all"):
-        mine = {pair: np.mean(list(found.values()), 0) if name == "all" else found[name] for pair, found in tables.items()}
+        layers = list(earlier.frames) if name == "all" else [name]
+        mine = {pair: np.mean([found[layer] for layer in layers], 0) for pair, found in tables.items()}
+        chance = float(np.mean([angles.chance(earlier.shapes[layer][1], directions) for layer in layers]))
         (value, without), (floor, floor_without), (other, other_without) = (off_diagonal(mine[pair]) for pair in ((0, 1), (0, 0), (1, 1)))
-        relative = value / (floor * other) ** 0.5
-        relative_without = without / np.sqrt(floor_without * other_without)
-        widths = [n for layer, (_, n) in earlier.shapes.items() if name in (layer, "all")]
         rows.append(
             {"kind": "angle", "step": earlier.step, "other": later.step, "layer": name, "directions": directions, "overlap": value}
-            | {"overlap_se": spread_of_left_out(torch.from_numpy(without)), "relative": relative}
-            | {"relative_se": spread_of_left_out(torch.from_numpy(relative_without))}
-            | {"chance": float(np.mean([angles.chance(n, directions) for n in widths]))}
-            | ({} if name == "all" else {"median_degrees": _median_angle(both, name, directions)})
+            | {"overlap_se": spread_of_left_out(torch.from_numpy(without)), "relative": float(relative(value, floor, other, chance))}
+            | {"relative_se": spread_of_left_out(torch.from_numpy(relative(without, floor_without, other_without, chance)))}
+            | {"chance": chance, "median_degrees": float(np.degrees(np.median([turned[layer] for layer in layers])))}
         )
     return rows
 
 
-def _median_angle(both: tuple[Moment, Moment], name: str, directions: int) -> float:
-    """Median principal angle in degrees, between mini-batches i and i + 1, so that no pair has its batch in common."""
+def _principal_angles(both: tuple[Moment, Moment], name: str, directions: int) -> np.ndarray:
+    """Between mini-batches i and i + 1, so that no pair has its batch in common, (N, r), radians."""
     frames = [moment.frames[name][..., :directions].numpy() for moment in both]
     count = len(frames[0])
-    found = [angles.principal_angles(frames[0][i], frames[1][(i + 1) % count]) for i in range(count)]
-    return float(np.degrees(np.median(found)))
+    return np.array([angles.principal_angles(frames[0][i], frames[1][(i + 1) % count]) for i in range(count)])

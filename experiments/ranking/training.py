@@ -21,14 +21,13 @@ def source(config: Config, folder: Path) -> pretrain.Config:
     return replace(
         pretrain.PRESETS[config.model], method="adamw", data=config.data, steps=config.steps, lr=config.full_lr, sequences=config.sequences,
         accumulate=1, length=config.length, seed=TUNING_SEED, measure_every=0, eval_tokens=config.eval_tokens, device=config.device, quiet=True,
-        runs_dir=folder, checkpoint_every=max(1, config.steps // config.moments), keep_checkpoints=config.moments + 1,
+        runs_dir=folder, checkpoint_every=config.steps // config.moments, keep_checkpoints=config.moments + 1,
     )  # fmt: skip
 
 
 def moments(config: Config) -> list[int]:
-    """The start, whole intervals, and the end."""
-    every = max(1, config.steps // config.moments)
-    return [0, *(every * number for number in range(1, config.moments)), config.steps]
+    """The start, and the ends of intervals of one length."""
+    return list(range(0, config.steps + 1, config.steps // config.moments))
 
 
 def model_at(cell: pretrain.Config, step: int) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from estimators import LAWS
+from estimators.law import Constant
 from estimators.transport import Policy, Second
 from estimators.writing import Lift
 from experiments import allowed
@@ -37,8 +38,9 @@ class Options:
     layers that it leaves out keep their full gradient."""
     ranks_sha256: str = ""
     """SHA-256 of that file; filled in by the command, so that other ranks are another run."""
-    c: float = 1.0
-    """Isotropy constant: E[VVᵀ] = cI. Under Adam it scales the step of the projected layers by √c relative to the other weights."""
+    c: Constant = 1.0
+    """Isotropy constant: E[VVᵀ] = cI. Under Adam it scales the step of the projected layers by √c relative to the other weights; r/n (lowrank,
+    compact): that of each layer, so that a smaller rank does not mean longer columns of V."""
     refresh_every: int = 200
     """K: steps between two draws of V (relora: between two merges; galore and others: between two refreshes of the projector)."""
     lift_every: int = 1
@@ -121,8 +123,8 @@ class Options:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         for name in ("lr", "c", "lora_scale", "keep"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+            if (value := getattr(self, name)) != "r/n" and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         allowed.at_least(self, 1, "steps", "sequences", "refresh_every", "lift_every", "basis_every")
         for name in ("alpha", "other_lr", "layers"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):

@@ -128,6 +128,23 @@ def test_a_draw_depends_on_seed_name_and_number_only() -> None:
     assert torch.equal(others[1], keyed.draw(HaarStiefel(n=16, rank=3), 0, "2", 1, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("law", ["haar_stiefel", "gaussian", "spectral", "top_svd"])
+def test_c_of_r_over_n_is_that_of_each_layer(law: str) -> None:
+    ranks = {"0": (2, 12), "2": (5, 16)}
+    fields: dict[str, Any] = {"law": law, "rank": {name: r for name, (r, _) in ranks.items()}, "refresh_every": 1}
+    handle = convert(network(), c="r/n", **fields)
+    for name, (r, n) in ranks.items():
+        V = handle.layers[name].basis()
+        assert torch.equal(V, convert(network(), c=r / n, **fields).layers[name].basis())
+        if law == "haar_stiefel":  # columns of length 1, whatever the rank
+            assert torch.allclose(V.mT @ V, torch.eye(r, dtype=V.dtype), rtol=0, atol=1e-10)
+    advance(handle.model, handle, OPTIMIZERS["SGD"](handle.parameters()), range(2))
+    assert {name: (handle.law_of(name).rank, handle.law_of(name).c) for name in ranks} == {"0": (2, 2 / 12), "2": (5, 5 / 16)}
+    for wrong in (0.0, math.inf):
+        with pytest.raises(ValueError, match="c must be positive and finite, or 'r/n'"):
+            convert(network(), c=wrong, **fields)
+
+
 def test_a_refused_step_can_be_repeated() -> None:
     model = network()
     handle = convert(model, rank=3, refresh_every=1)

@@ -140,6 +140,8 @@ WRONG = {
     "memory measure --operations 0": "operations must be at least 1, got 0",
     "ranks small": "unknown preset 'small', known are tiny, 9m",
     "ranks --reduction 1": "reduction is a share of min(m, n) and must be in (0, 1), got 1.0",
+    "ranks --steps 7 --moments 4": "steps=7 must be a multiple of moments=4, which are equally far apart",
+    "ranks --lr 1e-3": "lr needs at least two values for further=2",
     "ranks --directions 200": "directions=200 must be below the width 128 of tiny",
     "pretrain tiny --ranks nowhere.json": "ranks: there is no file nowhere.json",
     "finetune --method lowrank:haar_stiefel+ranks": "+ranks is for lowrank, compact, lora and relora, with a file of --ranks",

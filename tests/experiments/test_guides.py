@@ -195,6 +195,9 @@ def test_what_a_result_took(tmp_path: Path) -> None:
     (tmp_path / "a" / "b-trial.csv").write_text("label,steps\nx,2\nx,2\n")
     assert reproduce.seconds("a/b", {"environment": {}}, tmp_path) == (24.0, " of training")
     assert reproduce.seconds("a/b", told, tmp_path) == (24.0, " of training")  # some may have been made before
+    (tmp_path / "a" / "b-final.csv").write_text("task,label,steps,seconds\ny,x,10,5\nz,x,10,15\n")
+    (tmp_path / "a" / "b-trial.csv").write_text("task,label,steps\ny,x,2\ny,x,2\n")
+    assert reproduce.seconds("a/b", told, tmp_path) == (22.0, " of training")  # each task at its own pace
 
 
 def test_the_picture_is_of_the_committed_results() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,14 +20,14 @@ from estimators import HaarStiefel, LowRankLinear, convert, keyed
 from experiments import cli, finetune, pretrain, publish, ranks, report, runs
 from experiments.advising import choice
 from experiments.comparison import grid
-from experiments.finetuning import contenders
-from experiments.pages import ranking
-from experiments.ranking import allotment, factors, spectra
+from experiments.finetuning import contenders, summary
+from experiments.pages import page, ranking
+from experiments.ranking import allotment, contest, factors, spectra, training
 from experiments.training import models
 from experiments.training.methods import METHODS
 from tests.experiments.test_pretrain import few
 from tests.monte_carlo import assert_mean
-from theory import angles, truncation
+from theory import angles, optimal, truncation
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 60}
 Q0, UP0, DOWN1 = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
@@ -137,14 +139,101 @@ def test_subspaces_of_noise_overlap_by_chance_alone() -> None:
     assert spectra.overlaps(Q, Q).mean() > angles.chance(n, r) + 0.1
 
 
-def moment(step: int, model: nn.Module, seed: int = 0, count: int = 5) -> spectra.Moment:
-    names = list(model.get_submodule("model").state_dict())
-    names = [f"model.{name.removesuffix('.weight')}" for name in names if "proj" in name]
+def made(step: int, Q: Tensor, m: int = 20) -> spectra.Moment:
+    """A moment of one layer, of which nothing but the frames (N, n, r) is known."""
+    return spectra.Moment(step, {"a": (m, Q.shape[-2])}, {}, {}, {"a": Q}, [])
 
-    def batch(number: int) -> Tensor:
-        return torch.randint(0, 60, (2, 12), generator=keyed.generator(seed, "test", number))
 
-    return spectra.moment(step, model, names, batch, count, 4)
+def test_unrelated_moments_share_nothing_above_chance() -> None:
+    """The mini-batches of a moment are a subspace in common and noise; the subspaces of the two moments are drawn apart, uniformly."""
+    n, r, count = 12, 3, 4
+
+    def relative(size: int, generator: torch.Generator) -> Tensor:
+        common = HaarStiefel(n=n, rank=r).sample(size, 2, generator=generator, dtype=torch.float64) * (r / n) ** 0.5
+        noise = 0.2 * torch.randn(size, 2, count, n, r, generator=generator, dtype=torch.float64)
+        Q = torch.linalg.qr(common[:, :, None] + noise).Q
+        return torch.tensor([spectra.angle_rows(made(0, a), made(1, b), r)[-1]["relative"] for a, b in Q], dtype=torch.float64)
+
+    assert_mean(relative, 0.0, draws=1500, resolution=0.05, generator=torch.Generator().manual_seed(0))
+
+
+def test_where_a_noise_floor_is_at_chance_nothing_is_told() -> None:
+    Q = torch.eye(12, dtype=torch.float64).view(12, 4, 3).movedim(1, 0)  # four mini-batches with no direction in common
+    (row, _) = spectra.angle_rows(made(0, Q), made(1, frames(4, 12, 3, 0)), 3)
+    assert math.isnan(row["relative"]) and math.isnan(row["relative_se"]) and row["overlap"] > 0
+    assert ranking.angle_lines({"angle": pd.DataFrame([{**row, "layer": "all"}])})[0]["above chance, over that of the noise floor"] == (
+        "noise floor at chance"
+    )
+
+
+def linear(model: nn.Module) -> list[str]:
+    return [name for name, layer in model.get_submodule("model").named_modules(prefix="model") if isinstance(layer, nn.Linear)]
+
+
+def batch(number: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 60, (2, 12), generator=keyed.generator(seed, "test", number))
+
+
+def moment(step: int, model: nn.Module, count: int = 5) -> spectra.Moment:
+    return spectra.moment(step, model, linear(model), batch, count, 4)
+
+
+def turned(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Other weights, not far away."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * p.std() * torch.randn(p.shape, generator=keyed.generator(0, "turned", p.numel())))
+    return model
+
+
+def test_the_rows_of_two_moments_are_those_of_a_plain_loop() -> None:
+    earlier, later, r = moment(0, llama()), moment(7, turned(llama())), 3
+    rows = {row["layer"]: row for row in spectra.angle_rows(earlier, later, r)}
+    count, layers = 5, list(earlier.frames)
+
+    def overlap(one: spectra.Moment, other: spectra.Moment, names: list[str], left: int | None) -> float:
+        found = [
+            angles.overlap(one.frames[name][i, :, :r].numpy(), other.frames[name][j, :, :r].numpy())
+            for name in names
+            for i in range(count)
+            for j in range(count)
+            if i != j and left not in (i, j)
+        ]
+        return float(np.mean(found))
+
+    for name in (*layers[:2], "all"):
+        names = layers if name == "all" else [name]
+        chance = float(np.mean([r / earlier.shapes[layer][1] for layer in names]))
+
+        def relative(left: int | None, names: list[str] = names, chance: float = chance) -> float:
+            above = overlap(earlier, later, names, left) - chance
+            floors = [overlap(one, one, names, left) - chance for one in (earlier, later)]
+            return above / math.sqrt(floors[0] * floors[1])
+
+        row = rows[name]
+        assert (row["step"], row["other"]) == (0, 7) and row["chance"] == pytest.approx(chance, rel=1e-12)
+        assert row["overlap"] == pytest.approx(overlap(earlier, later, names, None), rel=1e-9)
+        assert row["relative"] == pytest.approx(relative(None), rel=1e-8)
+        for of, stated in (
+            (relative, row["relative_se"]),
+            (lambda left, names=names: overlap(earlier, later, names, left), row["overlap_se"]),
+        ):
+            left_out = np.array([of(left) for left in range(count)])
+            assert stated == pytest.approx(np.sqrt((count - 1) * left_out.var()), rel=1e-7)
+        pairs = [(layer, i, (i + 1) % count) for layer in names for i in range(count)]
+        found = [angles.principal_angles(earlier.frames[layer][i, :, :r], later.frames[layer][j, :, :r]) for layer, i, j in pairs]
+        assert row["median_degrees"] == pytest.approx(np.degrees(np.median(found)), rel=1e-9)
+    assert rows["all"]["relative"] < 1
+
+
+def test_frames_are_leading_right_singular_vectors() -> None:
+    model = llama()
+    now = moment(0, model)
+    for name in (Q0, DOWN1):
+        for number, Q in enumerate(now.frames[name]):
+            (G,) = torch.autograd.grad(models.loss_of(model, batch(number)), [model.get_parameter(f"{name}.weight")])
+            Vt = np.linalg.svd(G.double().numpy(), full_matrices=False)[2][:4]
+            assert Q.shape == (now.shapes[name][1], 4) and np.abs((Vt * Q.numpy().T).sum(1)) == pytest.approx(np.ones(4), abs=1e-4)
 
 
 def test_of_one_moment_with_itself_nothing_has_turned() -> None:
@@ -154,7 +243,7 @@ def test_of_one_moment_with_itself_nothing_has_turned() -> None:
     assert all(row["relative"] == pytest.approx(1, rel=1e-12) and row["relative_se"] < 1e-12 for row in rows)
     layers = [row["overlap"] for row in rows[:-1]]
     assert rows[-1]["overlap"] == pytest.approx(np.mean(layers), rel=1e-10) and all(0 < value < 1 for value in layers)
-    assert all(0 <= row["median_degrees"] <= 90 for row in rows[:-1])
+    assert all(1 < row["median_degrees"] <= 90 for row in rows)  # of different mini-batches; of each with itself 0
 
 
 def test_a_moment_has_the_spectra_of_weights_and_of_all_gradients() -> None:
@@ -166,8 +255,13 @@ def test_a_moment_has_the_spectra_of_weights_and_of_all_gradients() -> None:
     assert now.shapes[UP0] == (48, 32) and now.gradients[UP0].shape == (32,)
     second = now.gradients[UP0] ** 2
     assert (np.diff(second) <= 1e-18).all()
+    squares = [
+        float(torch.autograd.grad(models.loss_of(model, batch(number)), [model.get_parameter(f"{UP0}.weight")])[0].double().square().sum())
+        for number in range(5)
+    ]
+    assert second.sum() == pytest.approx(np.mean(squares), rel=1e-5)
     # the first batch shows the directions; errors are about the others
-    assert float(layer.sums.second[0]) == pytest.approx(second.sum(), rel=0.5)
+    assert float(layer.sums.second[0]) == pytest.approx(np.mean(squares[1:]), rel=1e-5)
     rows = spectra.spectrum_rows(now)
     assert len(rows) == 28 and all(row["values"][0] == 1 and 1 <= row["effective_rank"] <= min(row["m"], row["n"]) for row in rows)
     assert -1 <= spectra.tie(now)["spearman"] <= 1
@@ -277,15 +371,78 @@ def test_a_contender_of_fine_tuning_has_ranks_of_its_own(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
-    """In small; cells are trained in this process."""
+def smoke(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ranks.Config:
+    """In small; cells are trained in this process, and the pretrained model is a small one."""
 
-    def train(cells: Sequence[pretrain.Config], *_: object) -> None:
+    def train(cells: Sequence[Any], *rest: Any) -> None:
+        job: grid.Job = rest[3] if len(rest) > 3 else grid.PRETRAINING
         for cell in dict.fromkeys(cells):
-            assert grid._cell(pretrain.main, cell) == 0
+            assert grid._cell(job.main, cell) == 0
 
     monkeypatch.setattr(grid, "train", train)
-    return ranks.main(replace(ranks.PRESETS["smoke"], tasks=("pretrain",), data=str(text), runs_dir=tmp_path / "runs", quiet=True))
+    monkeypatch.setattr(models, "smollm2_files", lambda: None)
+    monkeypatch.setattr(models, "smollm2", lambda: (llama(tie_word_embeddings=True), np.arange(100) % 60))
+    return replace(
+        ranks.PRESETS["smoke"], data=str(text), smollm2_reduction=(0.5,), smollm2_tokens=64, runs_dir=tmp_path / "runs", quiet=True
+    )
+
+
+@pytest.fixture
+def run(smoke: ranks.Config) -> runs.Run:
+    return ranks.main(replace(smoke, tasks=("pretrain",)))
+
+
+def test_moments_are_the_models_on_the_way(smoke: ranks.Config) -> None:
+    run = ranks.main(smoke := replace(smoke, tasks=(), smollm2_reduction=()))
+    whole = training.source(smoke, run.path / "cells")
+    found = [training.model_at(whole, step).get_parameter(f"{Q0}.weight").detach() for step in training.moments(smoke)]
+    assert training.moments(smoke) == [0, 2, 4] and torch.equal(found[0], models.build("tiny", 1000).get_parameter(f"{Q0}.weight"))
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+    spectrum = run.frame("spectrum").query("layer == @Q0 and of == 'weights'").set_index("step").effective_rank
+    for step, W in zip((0, 2, 4), found, strict=True):
+        assert spectrum[step] == pytest.approx(optimal.effective_rank(spectra.singular_values(W) ** 2), rel=1e-9)
+
+
+def test_gradients_are_of_text_that_no_loss_is_of(smoke: ranks.Config) -> None:
+    config = replace(smoke, batches=9)  # 18 of 23 held-out sequences, of which 4 are evaluated
+    mine, evaluated = ranks._batches(config, training.source(config, smoke.runs_dir))
+    told = [{tuple(ids) for ids in some.view(-1, smoke.length).tolist()} for some in (mine, torch.cat(evaluated))]
+    assert mine.shape == (9, 2, 16) and len(told[0]) == 18 and len(told[1]) == 4 and not told[0] & told[1]
+
+
+def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> None:
+    config = replace(smoke, tasks=("finetune",), finetune_model=str(bert), finetune_task=str(folder), finetune_rank=4, smollm2_reduction=())
+    run = ranks.main(config)
+    kinds = ranking.frames(run.rows())
+    assert set(kinds["final"].task) == {"finetune"} and set(kinds["paired"]["of"]) == {"loss", "accuracy"}
+    assert kinds["trial"].groupby("label").lr.nunique().to_dict() == dict.fromkeys(allotment.TRAINING, 3)
+    assert sorted(zip(kinds["final"].label, kinds["final"].seed, strict=True)) == sorted(
+        (by, seed) for by in allotment.TRAINING for seed in (0, 1)
+    )
+    cells = [cell.read("config.json") for cell in map(runs.load, (config.runs_dir / "cells").iterdir())]
+    assert {(c["c"], c["rank"], c["tests"]) for c in cells} == {("r/n", 4, 1), ("r/n", 4, 8)}
+    table = kinds["rank"].set_index("layer")
+    assert set(table.uniform) == {4} and all(run.read(f"finetune-{by}.json") == table[by].to_dict() for by in ("weights", "gradients"))
+    cell = contest.finetuning(config)
+    tested = {row["seed"]: row for row in page.records(kinds["final"]) if row["label"] == "weights"}
+    by_hand = replace(cell.compared(cell.trial(tested[1]["lr"]), 1), ranks=run.path / "finetune-weights.json")
+    assert (tested[1]["loss"], tested[1]["accuracy"]) == tuple(summary.tested("", by_hand)[name] for name in ("loss", "accuracy"))
+    assert any("finetune, ranks by" in line and "accuracy" in line for line in ranking.findings(kinds))
+
+
+def test_a_biased_law_has_columns_of_length_1_too(smoke: ranks.Config) -> None:
+    assert [contest.pretraining(replace(smoke, law=law)).base.c for law in ("gaussian", "top_svd")] == ["r/n", 1.0]
+    assert contest.pretraining(replace(smoke, c=0.5, law="top_svd")).base.c == 0.5
+    with pytest.raises(ValueError, match="c=r/n is for lowrank and compact"):
+        replace(contest.finetuning(smoke).base, method="mezo")
+
+
+def test_a_choice_at_the_edge_is_said() -> None:
+    kinds = publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    chosen = kinds["trial"].chosen
+    for at in (True, False):
+        told = ranking.findings({**kinds, "trial": kinds["trial"].assign(at_edge=chosen & at)})
+        assert sum(line.count("(edge)") for line in told) == 2 * len(kinds["paired"]) * at  # both sides of each difference
 
 
 def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,7 +451,14 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     assert list(dict.fromkeys(kinds["spectrum"].step)) == [0, 2, 4] and len(kinds["spectrum"]) == 3 * 2 * 28
     assert set(zip(kinds["angle"].step, kinds["angle"].other, strict=True)) == {(0, 0), (2, 2), (4, 4), (0, 2), (2, 4), (0, 4)}
     export = kinds["export"]
-    assert len(export) == 2 * 3
+    assert export.groupby("model", sort=False).size().to_dict() == {"tiny": 2 * 3, "smollm2": 3}
+    assert {folder.name for folder in (run.path / "factorised" / "smollm2").iterdir()} == {
+        "dense",
+        *(f"{by}-0.5" for by in allotment.EXPORT),
+    }
+    assert set(export.query("model == 'smollm2'").sequences) == {4}
+    pretrained, export = export.query("model == 'smollm2'"), export.query("model == 'tiny'")
+    assert (pretrained.perplexity - export.perplexity.iloc[0]).abs().min() > 1
     whole = export[export.components == export.layers]
     assert len(whole) and whole.perplexity_exported.to_numpy() == pytest.approx(whole.perplexity_truncated.to_numpy(), rel=1e-5)
     assert (export.bytes < export.bytes_dense).all() and export.perplexity_zero.nunique() == 1
@@ -303,6 +467,8 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     uniform = export[export.by == "uniform"].set_index("reduction").loss_minus_whole
     beside = export.loss_minus_whole - export.reduction.map(uniform)
     assert export.loss_minus_uniform.to_numpy() == pytest.approx(beside.to_numpy(), rel=1e-6, abs=1e-9)
+    assert kinds["trial"].groupby("label").lr.nunique().to_dict() == dict.fromkeys(allotment.TRAINING, 3)
+    assert (kinds["final"].seconds > 0).all()
     assert set(kinds["final"].label) == set(allotment.TRAINING) and set(kinds["paired"].label) == {"weights", "gradients"}
     cells = [cell.read("config.json") for cell in map(runs.load, (run.path.parent / "cells").iterdir())]
     assert {(c["steps"], c["seed"]) for c in cells} == {(2, 1000), (3, 0), (3, 1)}
@@ -316,7 +482,7 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     written = publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
     assert {path.stem for path in written} == {"tiny", *(f"tiny-{kind}" for kind in ranking.KINDS)}
     told = ranking.markdown("tiny", tmp_path / "results")
-    assert told.count("| uniform |") == 1 + 2 and "noise floor" in told
+    assert told.count("| uniform |") == 1 + 3 and "noise floor" in told
     page = report.main(report.Config(run=(run.path,), out=tmp_path / "report.html")).read_text(encoding="utf-8")
     assert "A rank for every layer: tiny" in page and "<svg" in page
     assert cli.main(["report", str(run.path), "--out", str(tmp_path / "again.html")]) == 0
@@ -329,5 +495,5 @@ def _value(value: Any, name: str) -> Any:
 
 def test_text_that_is_too_short_is_refused(text: Path, tmp_path: Path) -> None:
     config = replace(ranks.PRESETS["smoke"], data=str(text), batches=40, tasks=(), runs_dir=tmp_path, quiet=True)
-    with pytest.raises(runs.WrongInput, match="held-out sequences; batches=40"):
+    with pytest.raises(runs.WrongInput, match="has 19 held-out sequences beside the 4 of eval_tokens=64; batches=40"):
         ranks.main(config)

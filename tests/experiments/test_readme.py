@@ -12,7 +12,7 @@ import pytest
 
 from estimators import LAWS
 from estimators.transport import SECONDS
-from experiments.pages import comparisons, figures_scale, markers, plan, ranking, readme, redraws, scaling, stalling
+from experiments.pages import comparisons, figures_ranking, figures_scale, markers, plan, ranking, readme, redraws, scaling, stalling
 from experiments.publish import committed_kinds
 
 
@@ -118,11 +118,12 @@ def test_the_figure_of_a_scaling_law_is_of_its_committed_rows(name: str) -> None
 
 def test_the_figure_of_ranks_is_of_the_committed_run() -> None:
     kinds = committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
-    drawn = (readme.RESULTS / "ranks" / ranking.FIGURE).read_text(encoding="utf-8")
-    figure = ranking.drawn(kinds)
-    labels = {line for text in figure.axes[-1].get_yticklabels() for line in text.get_text().split("\n")}
-    labels |= {ax.get_title() for ax in figure.axes}
-    assert labels and all(f">{label}<" in drawn for label in labels)
+    drawn = (readme.RESULTS / "ranks" / figures_ranking.FIGURE).read_text(encoding="utf-8")
+    figure = figures_ranking.drawn(kinds)
+    titled = {ax.get_title(): ax for ax in figure.axes}
+    compared = titled["Loss minus uniform, paired, 95 %"].get_yticklabels()
+    labels = titled.keys() | {line for text in compared for line in text.get_text().split("\n")}
+    assert len(titled) == 6 and compared and all(f">{label}<" in drawn for label in labels)
     assert ranking.markdown("tiny", readme.RESULTS / "nowhere") == "not yet run"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from estimators import Coupling, selection
 from estimators.convert import Conversion
+from estimators.law import Constant
 from estimators.transport import Policy, Second
 from estimators.writing import Lift
 from experiments import allowed
@@ -29,7 +30,7 @@ class Settings(Protocol):
     @property
     def ranks(self) -> Path | None: ...
     @property
-    def c(self) -> float: ...
+    def c(self) -> Constant: ...
     @property
     def seed(self) -> int: ...
     @property
