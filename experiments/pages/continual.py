@@ -27,7 +27,7 @@ WORDS = {"average": "ACC", "forgetting": "F"}  # those of which differences are 
 KINDS = ("trial", "accuracy", "final", "paired")
 LOOK = {
     "lowrank": "haar_stiefel",
-    "gorp": "gaussian",
+    "gorp": "rademacher",
     "protected": "coordinate",
     "joint": "top_svd",
 }  # whose colour and marker a method has
@@ -45,10 +45,10 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"method": str(label), "seeds": len(group), "lr": float(group.lr.iloc[0]), "at edge": label in edges}
         row["diverged"] = 0 if joint(str(label)) else int(group.forgetting.isna().sum())
         for name in MEASURES:
-            values = group[name].dropna()
-            row |= {name: float(values.mean()), f"{name} ±": half(values)}
+            values = pd.Series(group[name].dropna(), dtype=float)
+            row |= {name: float(np.mean(values)), f"{name} ±": half(values)}
         for name in ("chance", "trained_parameters", "state_bytes", "basis_bytes", "protected_share", "seconds"):
-            row[name] = float(group[name].median()) if name in group else math.nan
+            row[name] = float(np.median(group[name])) if name in group else math.nan
         rows = records(kinds["paired"]) if "paired" in kinds else []
         row["differences"] = {(pair["measure"], pair["reference"]): pair for pair in rows if pair["label"] == label}
         found.append(row)
@@ -145,8 +145,8 @@ def _above_chance(rows: pd.DataFrame) -> str:
         rows[[after == task and not joint(label) for after, task, label in zip(rows.after, rows.task, rows.label, strict=True)]]
     )
     missed: dict[str, list[str]] = {}
-    for (label, name), group in just.groupby(["label", "name"], sort=False):
-        above, bar = float((group.accuracy - group.chance).mean()), half(group.accuracy - group.chance)
+    for (label, name), group in just.assign(above=just.accuracy - just.chance).groupby(["label", "name"], sort=False).above:
+        above, bar = float(np.mean(group)), half(group)
         if not above - bar > 0:
             missed.setdefault(f"`{label}`", []).append(f"{Path(str(name)).stem} ({near(above, bar, '+')})")
     said = "; ".join(f"{label} on {', '.join(names)}" for label, names in missed.items())

@@ -156,7 +156,7 @@ def test_a_plain_loop_takes_the_same_steps_and_grows_the_same_basis() -> None:
             if one is model:
                 optimizer.protect(one.W, P)
             else:
-                one.W += one.s * one.B @ (one.A @ P) @ P.mT
+                one.W.add_(one.s * one.B @ (one.A @ P) @ P.mT)
                 one.A.copy_(off(one.A, P))
     V, M, S = torch.empty(0), dict[str, Tensor](), dict[str, Tensor]()
     for t in range(5):
