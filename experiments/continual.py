@@ -71,7 +71,7 @@ class Config:
     another ε than --energy."""
     law: str = "haar_stiefel"
     """lowrank: law of V."""
-    examples: int = 320
+    examples: int = 160
     """Training examples a task, and as many for validation, the same number of each of its classes."""
     tests: int = 200
     """Test examples a task at most."""
