@@ -6,7 +6,8 @@ full AdamW 1; where the runs cannot tell the two apart, the law with ρ_N = 1 st
 of runs that share size, tokens and seed. Learning rates of the matrices are tuned for every method at every size on equal budgets, or given; that of
 embeddings, head and norms is one for all. Runs are runs of ``lowrank pretrain`` in RUNS_DIR/cells; the same command goes on where it was interrupted.
 
-    lowrank scaling cpu             83k, 267k and 935k on 131 072 to 1 048 576 tokens
+    lowrank scaling cpu             83k, 267k and 935k on 1 to 4 M tokens
+    lowrank scaling short           the same on 131 072 to 524 288 tokens, before low-rank gradients leave the plateau
     lowrank scaling gpu             20m, 60m and 100m, on a folder built by lowrank data
     lowrank scaling --results tiny optimizers      the last losses of committed comparisons in the place of runs
     lowrank scaling cpu --law haar_stiefel --baselines adamw galore --lr haar_stiefel 3e-3 adamw 3e-3 galore 0.03
@@ -37,9 +38,11 @@ class Config:
     """Of the run directory."""
     model: tuple[str, ...] = ("83k", "267k", "935k")
     """Presets of lowrank pretrain, from small to large, of one vocabulary."""
-    tokens: tuple[int, ...] = (2**17, 2**18, 2**19, 2**20)
+    tokens: tuple[int, ...] = (2**20, 2**21, 2**22)
     """D: training tokens of a run, multiples of sequences × length."""
-    law: tuple[str, ...] = ("haar_stiefel", "gaussian", "spectral")
+    operations: float | None = 1.2e13
+    """Largest 6ND of a run, in floating-point operations; those that need more are left out. None: no limit."""
+    law: tuple[str, ...] = ("haar_stiefel", "spectral")
     """Laws of LowRank-IPA."""
     baselines: tuple[str, ...] = ("adamw", "galore")
     """Other methods, full AdamW among them: its factors are 1."""
@@ -55,13 +58,13 @@ class Config:
     """Committed comparison whose choices of lr and c are taken, at all sizes."""
     trials: int = 5
     """Learning rates tried for every method at the first size, at least 3; at every further one 4, from what the one before chose."""
-    tune_tokens: int = 2**18
+    tune_tokens: int = 2**20
     """Training tokens of a tuning run; where they are few, embeddings and head learn all there is, and the smallest rate wins."""
     other_lr: float | None = 3e-3
     """Peak learning rate of embeddings, head and norms, for everyone; the method's own if none."""
     seed: tuple[int, ...] = (0, 1)
     """Seeds; each fixes initialisation and data order for all."""
-    sequences: int = 2
+    sequences: int = 8
     """Sequences a step."""
     length: int = 128
     """Tokens a sequence."""
@@ -113,6 +116,9 @@ class Config:
         for model in self.model:
             for tokens in self.tokens:
                 plan.comparison(self, model, tokens)
+            if not plan.lengths(self, model):
+                least = 6 * models.parameters(model) * min(self.tokens)
+                raise ValueError(f"operations={self.operations:g} leave nothing of {model}, whose 6ND is at least {least:.2g}")
         missing = [one.label for one in plan.contenders(self) if self.lr and one.label not in self.lr]
         if missing:
             raise ValueError(f"lr lacks {', '.join(missing)}; give it for every method, or for none to tune it")
@@ -120,13 +126,17 @@ class Config:
 
 PRESETS = {
     "cpu": Config(name="cpu"),
+    "short": Config(
+        name="short", tokens=(2**17, 2**18, 2**19), operations=None, tune_tokens=2**18, law=("haar_stiefel", "gaussian", "spectral"), sequences=2
+    ),
     "gpu": Config(
-        name="gpu", model=("20m", "60m", "100m"), tokens=tuple(100 * 2**20 * 2**i for i in range(4)), tune_tokens=25 * 2**20, other_lr=1e-3,
-        refresh_every=200, sequences=128, length=256, eval_tokens=2**20, data="tokens", precision="bf16", workers=1,
+        name="gpu", model=("20m", "60m", "100m"), tokens=tuple(100 * 2**20 * 2**i for i in range(4)), operations=None, tune_tokens=25 * 2**20,
+        law=("haar_stiefel", "gaussian", "spectral"), other_lr=1e-3, refresh_every=200, sequences=128, length=256, eval_tokens=2**20,
+        data="tokens", precision="bf16", workers=1,
     ),
     "smoke": Config(
         name="smoke", model=("83k", "267k"), tokens=(128, 256), law=("haar_stiefel",), baselines=("adamw",), trials=3, tune_tokens=64,
-        length=16, eval_tokens=256, refresh_every=2, resamples=40,
+        sequences=2, length=16, eval_tokens=256, refresh_every=2, resamples=40,
     ),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from experiments.pages.page import details_block, figure, records, table
 from experiments.publish import RESULTS
 from experiments.training import models
 
-NAMES = ("cpu", "gpu")  # committed, or not yet run
+NAMES = ("cpu", "short", "gpu")  # committed, or not yet run
 KINDS = ("trial", "point", "parameter", "quality", "tokens", "check")
 REFERENCE = figures_scaling.REFERENCE
 BEYOND = 1e6
@@ -120,10 +120,12 @@ def asked(config: dict[str, Any]) -> str:
     )
     rates = "given" if config["lr"] else f"those of compare/{config['searched']}" if config["searched"] else tuned
     other = f"; embeddings, head and norms at {config['other_lr']:g} for everyone" if config["other_lr"] else ""
+    most = config.get("operations")
+    within = f" as far as 6ND ≤ {most:g}," if most else ""
     sizes = ", ".join(f"{name} ({models.parameters(name):,} weights)" for name in config["model"])
     return (
-        f"{sizes}; {tokens} tokens of {config['data']} in steps of {config['sequences']} × {config['length']}, each run with its own schedule; "
-        f"r/n = {config['rank']:g}, K = {config['refresh_every']}, seeds {', '.join(map(str, config['seed']))}. Peak learning rates of the matrices: "
+        f"{sizes}; {tokens} tokens of {config['data']}{within} in steps of {config['sequences']} × {config['length']}, each run with its own "
+        f"schedule; r/n = {config['rank']:g}, K = {config['refresh_every']}, seeds {', '.join(map(str, config['seed']))}. Peak learning rates of the matrices: "
         f"{rates}{other}. N counts all weights, embeddings and head included."
     )
 

@@ -5,6 +5,7 @@ A model of one size is one comparison of ``lowrank compare`` with one length of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import compare, pretrain, publish, runs
 from experiments.comparison import outcomes, plan, search
 from experiments.comparison.outcomes import Contender
+from experiments.training import models
 
 if TYPE_CHECKING:
     from experiments.scaling import Config
@@ -91,11 +93,17 @@ def _given(config: Config, one: Contender, base: pretrain.Config) -> pretrain.Co
     return replace(base, lr=float(row.lr), **({"c": float(row.c)} if row.c == row.c else {}))
 
 
+def lengths(config: Config, model: str) -> list[int]:
+    """Numbers of tokens that a model is trained on: all, as far as 6ND stays within ``operations``."""
+    most = math.inf if config.operations is None else config.operations
+    return [tokens for tokens in config.tokens if 6 * models.parameters(model) * tokens <= most]
+
+
 def points(config: Config, chosen: dict[tuple[Contender, str], pretrain.Config]) -> list[Point]:
     """Every run of the grid, seed by seed."""
     return [
         Point(one, model, tokens, replace(plan.compared(comparison(config, model, tokens), trial, seed), measure_every=0))
         for seed in config.seed
         for (one, model), trial in chosen.items()
-        for tokens in config.tokens
+        for tokens in lengths(config, model)
     ]
