@@ -125,8 +125,8 @@ def asked(config: dict[str, Any]) -> str:
     sizes = ", ".join(f"{name} ({models.parameters(name):,} weights)" for name in config["model"])
     return (
         f"{sizes}; {tokens} tokens of {config['data']}{within} in steps of {config['sequences']} × {config['length']}, each run with its own "
-        f"schedule; r/n = {config['rank']:g}, K = {config['refresh_every']}, seeds {', '.join(map(str, config['seed']))}. Peak learning rates of the matrices: "
-        f"{rates}{other}. N counts all weights, embeddings and head included."
+        f"schedule; r/n = {config['rank']:g}, K = {config['refresh_every']}, seeds {', '.join(map(str, config['seed']))}. Peak learning rates of the "
+        f"matrices: {rates}{other}. N counts all weights, embeddings and head included."
     )
 
 
