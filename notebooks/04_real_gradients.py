@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Real gradients
+# # 4. Real gradients
 # What decides between the laws is one matrix a layer, $S=\mathbb E[\hat G^\top\hat G]$. Here it is of real mini-batches: of a small
 # LLaMA, at its start and in training, and of the pretrained SmolLM2-135M.
 #

@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Convergence
+# # 5. Convergence
 # SGD with a projected gradient on a quadratic can be followed exactly: the expected loss at every step, the level at which it stays,
 # the step size at which it diverges. Here these stand beside simulation, then two things that practice adds: a subspace that is kept
 # for $K$ steps, and error feedback.

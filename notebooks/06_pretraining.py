@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Pretraining
+# # 6. Pretraining
 # Does a smaller error of the gradient make a better training? Small LLaMAs from scratch, with $W$ frozen and $B$ ($m\times r$) trained
 # by Adam: $W\leftarrow W+BV^\top$ after every step, a new $V$ every $K$ steps. Everything here is read from committed results; what was
 # fixed before looking, and what was not, stands in experiments/results.

@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Memory and speed
+# # 7. Memory and speed
 # What a step of training holds and how long it takes, per method: counted, predicted, measured. Bytes are of one device; times are
 # ratios to a peer that ran side by side on the same cores, with quartiles.
 

@@ -89,7 +89,7 @@ def covered(index: int, levels: tuple[float, ...]) -> list[float]:
     shared = dict(zip(dict.fromkeys(block), 4e-3 * generator.standard_normal(len(set(block))), strict=True))
     noise = 4e-3 * generator.standard_normal(len(N)) + [shared[label] for label in block]
     found = scaling.fit(N, D, losses(law, N, D, method) * np.exp(noise), method, "a")
-    drawn = scaling.bootstrap(found, block, 59, index)
+    drawn = scaling.bootstrap(found, block, 39, index)
     hits = []
     for of in (lambda x: x.rho_D["b"], lambda x: x.rho_N["b"], lambda x: x.beta, lambda x: float(x.loss(1e7, 1e6))):
         bounds = [scaling.interval([of(some) for some in drawn], level) for level in levels]
