@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.pages.nature import nature
-from experiments.pages.page import records
+from experiments.pages.page import many, records
 from experiments.publish import RESULTS, committed_kinds
 
 FULL = "adamw"  # whom costs and losses are compared with
@@ -86,8 +86,8 @@ def trained(results: Path = RESULTS) -> str:
     lines = [
         f"Held-out loss (nats/token) of a LLaMA of {int(final.parameters.iloc[0]):,} weights after {config['steps']} steps of "
         f"{config['sequences']} × {config['length']} tokens of the default corpus, r/n = {config['rank'][0]:g}, "
-        f"K = {config['refresh_every'][0]}: mean ± standard error over "
-        f"{len(config['seed'])} seeds. Learning rate and c (LoRA: its scale) were chosen for each row by equally many runs of {config['tune_steps']} "
+        f"K = {config['refresh_every'][0]}: mean ± standard error over {many(config['seed'], 'seed')}. "
+        f"Learning rate and c (LoRA: its scale) were chosen for each row by equally many runs of {config['tune_steps']} "
         f"steps. The methods differ in {100 * final.touched_share.max():.0f} % of the weights; embeddings, head and norms train in full everywhere. "
         "These are not C4 perplexities.",
         "",
@@ -129,8 +129,8 @@ def costs(name: str, results: Path = RESULTS) -> str:
     star = lambda row, cost: "*" if row["contender"] in fronts[cost] else ""  # noqa: E731
     lines = [
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens, r/n = {config['rank'][0]:g}, "
-        f"K = {config['refresh_every'][0]}, {len(config['seed'])} seeds, {config['trials']} learning rates tried for each on {config['tune_steps']} "
-        f"steps; {costed}, {told['environment']['device']}.",
+        f"K = {config['refresh_every'][0]}, {many(config['seed'], 'seed')}, {config['trials']} learning rates tried for each on "
+        f"{config['tune_steps']} steps; {costed}, {told['environment']['device']}.",
         "",
         "| method | gradient | lr | held-out loss | minus AdamW [95 % interval] | state MiB | peak MiB | step s | refresh s | amortised / AdamW |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from experiments import runs
 from experiments.pages.figures import colour, legend, marker, style
 from experiments.pages.finetuning import half
-from experiments.pages.page import figure, records, table
+from experiments.pages.page import figure, many, records, table
 from experiments.publish import RESULTS, committed_kinds
 
 COMMITTED = ("minilm",)  # what `lowrank continual` alone does
@@ -108,7 +108,7 @@ def asked(config: dict[str, Any]) -> str:
     return (
         f"{config['model']} on {', '.join(Path(name).stem for name in config['task'])}, in this order: {config['examples']} examples a task, "
         f"{config['steps']} steps of {config['sequences']} texts of at most {config['length']} tokens each, r = {config['rank']}, "
-        f"K = {config['refresh_every']}, ε = {config['energy']:g}; {len(config['seed'])} seeds, {config['trials']} learning rates tried for each "
+        f"K = {config['refresh_every']}, ε = {config['energy']:g}; {many(config['seed'], 'seed')}, {config['trials']} learning rates tried for each "
         "(edge: the best was the smallest or largest). ACC: mean accuracy over the tasks after the last; just learnt: mean over the tasks, each "
         "when it had just been learnt, and in brackets what one answer for all examples gets, chance; F: how far a task lies below its best "
         "before; BWT: what it gained since a task was learnt. ± half of Student's 95 % interval over seeds; differences in pairs of equal seed. "

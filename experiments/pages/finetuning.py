@@ -17,7 +17,7 @@ from scipy import stats
 from experiments import runs
 from experiments.pages.figures import style
 from experiments.pages.nature import nature
-from experiments.pages.page import figure, records, table
+from experiments.pages.page import figure, many, records, table
 from experiments.publish import RESULTS, committed_kinds
 from optimizers import ZEROTH_ORDER
 
@@ -103,7 +103,7 @@ def asked(config: dict[str, Any]) -> str:
         f"{config['model']} on {Path(config['task']).stem}, {config['head']}, {size}, r = {config['rank']:g}, K = {config['refresh_every']}, "
         f"{config['steps']} steps of at most {config['sequences']} with gradients"
         + (f", {config['forward_steps']} of at most {config['forward_sequences']} with forward passes alone" if forward else "")
-        + f"; {len(config['seed'])} seeds, {config['trials']} learning rates tried for each (edge: the "
+        + f"; {many(config['seed'], 'seed')}, {config['trials']} learning rates tried for each (edge: the "
         f"best was the smallest or largest); trained beside the matrices: {'all other weights' if config['others'] == 'all' else 'the head'}. "
         "± half of Student's 95 % interval over seeds; seconds of trainings that shared the cores."
     )

@@ -30,6 +30,11 @@ class Link:
         return self.text
 
 
+def many(values: Sequence[object], noun: str) -> str:
+    """How many there are, with an s unless it is one."""
+    return f"{len(values)} {noun}{'' if len(values) == 1 else 's'}"
+
+
 def document(title: str, summary: str, body: str, sections: Sequence[Link] = ()) -> str:
     """A whole page around ``summary`` and ``body``, which are HTML; more than one section is listed between the two, on a wide page beside them."""
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><title>{html.escape(title)}</title>"

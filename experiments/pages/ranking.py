@@ -186,7 +186,8 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     config = told["config"]
     parts = [
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
-        f"a moment; {config['law']}, c = {config['c']}, K = {config['refresh_every']}, {len(config['seed'])} seeds; {told['environment']['device']}."
+        f"a moment; {config['law']}, c = {config['c']}, K = {config['refresh_every']}, {page.many(config['seed'], 'seed')}; "
+        f"{told['environment']['device']}."
     ]
     parts += ["", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))]
     for title, lines in TABLES.items():

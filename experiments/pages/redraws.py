@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.pages import comparisons
-from experiments.pages.page import records
+from experiments.pages.page import many, records
 from experiments.publish import RESULTS
 
 SPIKES = ("second-moment", "second-moment-carried")  # comparisons that measure them
@@ -51,7 +51,7 @@ def spikes(name: str, results: Path = RESULTS) -> str:
     window = config["spike_steps"]
     lines = [
         f"LLaMA `{config['model']}`, LowRank-IPA ({config['law'][0]}), {config['steps']} steps of {config['sequences']} × {config['length']} tokens, "
-        f"r/n = {config['rank'][0]:g}, K = {config['refresh_every'][0]}, `state={config['state']}`, {len(config['seed'])} seeds, "
+        f"r/n = {config['rank'][0]:g}, K = {config['refresh_every'][0]}, `state={config['state']}`, {many(config['seed'], 'seed')}, "
         f"{rows[0]['redraws']} redraws in all; learning rate from {len(config['lr'])} on {config['tune_steps']} steps. Spike: largest training loss "
         f"of the {window} steps after a redraw minus the mean of the {window} before, ± standard error over redraws; midway: half a period later.",
         "",
