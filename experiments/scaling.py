@@ -44,7 +44,7 @@ class Config:
     """Largest 6ND of a run, in floating-point operations; those that need more are left out. None: no limit."""
     law: tuple[str, ...] = ("haar_stiefel", "spectral")
     """Laws of LowRank-IPA."""
-    baselines: tuple[str, ...] = ("adamw", "galore")
+    baselines: tuple[str, ...] = ("adamw",)
     """Other methods, full AdamW among them: its factors are 1."""
     rank: float = 0.25
     """r of every layer; a fraction in (0, 1) is r/n."""
@@ -127,12 +127,13 @@ class Config:
 PRESETS = {
     "cpu": Config(name="cpu"),
     "short": Config(
-        name="short", tokens=(2**17, 2**18, 2**19), operations=None, tune_tokens=2**18, law=("haar_stiefel", "gaussian", "spectral"), sequences=2
+        name="short", tokens=(2**17, 2**18, 2**19), operations=None, tune_tokens=2**18, law=("haar_stiefel", "gaussian", "spectral"),
+        baselines=("adamw", "galore"), sequences=2,
     ),
     "gpu": Config(
         name="gpu", model=("20m", "60m", "100m"), tokens=tuple(100 * 2**20 * 2**i for i in range(4)), operations=None, tune_tokens=25 * 2**20,
-        law=("haar_stiefel", "gaussian", "spectral"), other_lr=1e-3, refresh_every=200, sequences=128, length=256, eval_tokens=2**20,
-        data="tokens", precision="bf16", workers=1,
+        law=("haar_stiefel", "gaussian", "spectral"), baselines=("adamw", "galore"), other_lr=1e-3, refresh_every=200, sequences=128, length=256,
+        eval_tokens=2**20, data="tokens", precision="bf16", workers=1,
     ),
     "smoke": Config(
         name="smoke", model=("83k", "267k"), tokens=(128, 256), law=("haar_stiefel",), baselines=("adamw",), trials=3, tune_tokens=64,

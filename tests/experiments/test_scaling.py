@@ -62,10 +62,10 @@ def points(noise: float = 0.0, seeds: int = 2, law: ScalingLaw = TRUE, config: s
 
 
 def test_every_run_has_a_schedule_that_ends_at_its_tokens(tmp_path: Path) -> None:
-    config = replace(CPU, lr={"adamw": 1e-3, "galore": 1e-2, "haar_stiefel": 3e-3, "spectral": 4e-3}, runs_dir=tmp_path)
+    config = replace(CPU, lr={"adamw": 1e-3, "haar_stiefel": 3e-3, "spectral": 4e-3}, runs_dir=tmp_path)
     chosen, trials = plan.chosen(config, lambda *_: pytest.fail("nothing to tune"))
     found = plan.points(config, chosen)
-    assert trials == [] and len(found) == len(set(found)) == 4 * (3 + 3 + 2) * 2
+    assert trials == [] and len(found) == len(set(found)) == 3 * (3 + 3 + 2) * 2
     assert {(point.model, point.tokens) for point in found} == {
         (model, tokens) for model in config.model for tokens in config.tokens if (model, tokens) != ("935k", 2**22)
     }
@@ -75,7 +75,7 @@ def test_every_run_has_a_schedule_that_ends_at_its_tokens(tmp_path: Path) -> Non
     for seed, model, tokens in ((0, "83k", 2**22), (1, "935k", 2**20)):  # everyone the same but for the method and its learning rate
         mine = [point.cell for point in found if (point.cell.seed, point.model, point.tokens) == (seed, model, tokens)]
         differing = {name for cell in mine for name, value in runs.identity(cell).items() if value != runs.identity(mine[0])[name]}
-        assert len(mine) == 4 and differing <= {"method", "law", "lr", "refresh_every"}  # AdamW has no K
+        assert len(mine) == 3 and differing <= {"method", "law", "lr", "refresh_every"}  # AdamW has no K
 
 
 def test_everyone_is_tuned_at_every_size_on_as_many_trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_everyone_is_tuned_at_every_size_on_as_many_trials(monkeypatch: pytest.M
     monkeypatch.setattr(compared, "tail", distance)
     trained: list[pretrain.Config] = []
     chosen, rows = plan.chosen(replace(CPU, runs_dir=tmp_path), lambda cells, _: trained.extend(cells))
-    assert len(trained) == len(set(trained)) == len(rows) == 4 * (CPU.trials + 2 * plan.CARRIED)
+    assert len(trained) == len(set(trained)) == len(rows) == 3 * (CPU.trials + 2 * plan.CARRIED)
     assert {(row["tokens"], row["steps"]) for row in rows} == {(CPU.tune_tokens, 1024)}
     for one in plan.contenders(CPU):
         for model in CPU.model:
@@ -228,7 +228,7 @@ def test_last_losses_of_committed_comparisons_are_points() -> None:
         ("scaling cpu --baselines galore", "baselines must contain adamw, whose factors are 1"),
         ("scaling cpu --tokens 1000", "tokens=1000 and tune_tokens=1048576 must be multiples of sequences × length = 8 × 128"),
         ("scaling cpu --operations 1e12", "operations=1e+12 leave nothing of 267k, whose 6ND is at least 1.7e+12"),
-        ("scaling cpu --lr adamw 1e-3", "lr lacks haar_stiefel, spectral, galore"),
+        ("scaling cpu --lr adamw 1e-3", "lr lacks haar_stiefel, spectral"),
         ("scaling cpu --trials 2", "trials must be at least 3"),
         ("scaling cpu --resamples 10", "resamples must be at least 40"),
     ],
