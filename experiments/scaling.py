@@ -40,8 +40,8 @@ class Config:
     """Presets of lowrank pretrain, from small to large, of one vocabulary."""
     tokens: tuple[int, ...] = (2**20, 2**21, 2**22)
     """D: training tokens of a run, multiples of sequences × length."""
-    operations: float | None = 1.2e13
-    """Largest 6ND of a run, in floating-point operations; those that need more are left out. None: no limit."""
+    compute: float | None = 1.2e13
+    """C: largest 6ND of a run, in floating-point operations; runs that need more are left out. None: no limit."""
     law: tuple[str, ...] = ("haar_stiefel", "spectral")
     """Laws of LowRank-IPA."""
     baselines: tuple[str, ...] = ("adamw",)
@@ -118,7 +118,7 @@ class Config:
                 plan.comparison(self, model, tokens)
             if not plan.lengths(self, model):
                 least = 6 * models.parameters(model) * min(self.tokens)
-                raise ValueError(f"operations={self.operations:g} leave nothing of {model}, whose 6ND is at least {least:.2g}")
+                raise ValueError(f"compute={self.compute:g} leaves nothing of {model}, whose 6ND is at least {least:.2g}")
         missing = [one.label for one in plan.contenders(self) if self.lr and one.label not in self.lr]
         if missing:
             raise ValueError(f"lr lacks {', '.join(missing)}; give it for every method, or for none to tune it")
@@ -127,11 +127,11 @@ class Config:
 PRESETS = {
     "cpu": Config(name="cpu"),
     "short": Config(
-        name="short", tokens=(2**17, 2**18, 2**19), operations=None, tune_tokens=2**18, law=("haar_stiefel", "gaussian", "spectral"),
+        name="short", tokens=(2**17, 2**18, 2**19), compute=None, tune_tokens=2**18, law=("haar_stiefel", "gaussian", "spectral"),
         baselines=("adamw", "galore"), sequences=2,
     ),
     "gpu": Config(
-        name="gpu", model=("20m", "60m", "100m"), tokens=tuple(100 * 2**20 * 2**i for i in range(4)), operations=None, tune_tokens=25 * 2**20,
+        name="gpu", model=("20m", "60m", "100m"), tokens=tuple(100 * 2**20 * 2**i for i in range(4)), compute=None, tune_tokens=25 * 2**20,
         law=("haar_stiefel", "gaussian", "spectral"), baselines=("adamw", "galore"), other_lr=1e-3, refresh_every=200, sequences=128, length=256,
         eval_tokens=2**20, data="tokens", precision="bf16", workers=1,
     ),

@@ -120,7 +120,7 @@ def asked(config: dict[str, Any]) -> str:
     )
     rates = "given" if config["lr"] else f"those of compare/{config['searched']}" if config["searched"] else tuned
     other = f"; embeddings, head and norms at {config['other_lr']:g} for everyone" if config["other_lr"] else ""
-    most = config.get("operations")
+    most = config.get("compute")
     within = f" as far as 6ND ≤ {most:g}," if most else ""
     sizes = ", ".join(f"{name} ({models.parameters(name):,} weights)" for name in config["model"])
     return (

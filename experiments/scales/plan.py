@@ -94,8 +94,8 @@ def _given(config: Config, one: Contender, base: pretrain.Config) -> pretrain.Co
 
 
 def lengths(config: Config, model: str) -> list[int]:
-    """Numbers of tokens that a model is trained on: all, as far as 6ND stays within ``operations``."""
-    most = math.inf if config.operations is None else config.operations
+    """Numbers of tokens that a model is trained on: all, as far as 6ND stays within ``compute``."""
+    most = math.inf if config.compute is None else config.compute
     return [tokens for tokens in config.tokens if 6 * models.parameters(model) * tokens <= most]
 
 

@@ -26,7 +26,7 @@ from theory.scaling import ScalingLaw
 
 TRUE = ScalingLaw(1.7, 30.0, 200.0, 0.3, 0.35, {"haar_stiefel": 1.2, "galore": 0.9}, {"haar_stiefel": 0.7, "galore": 1.6})
 CPU = replace(scaling.PRESETS["cpu"], resamples=40)
-GRID = replace(CPU, tokens=tuple(2**i for i in range(17, 21)), operations=None)  # of the known law
+GRID = replace(CPU, tokens=tuple(2**i for i in range(17, 21)), compute=None)  # of the known law
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_last_losses_of_committed_comparisons_are_points() -> None:
         ("scaling cpu --model 90k", "unknown model '90k'"),
         ("scaling cpu --baselines galore", "baselines must contain adamw, whose factors are 1"),
         ("scaling cpu --tokens 1000", "tokens=1000 and tune_tokens=1048576 must be multiples of sequences × length = 8 × 128"),
-        ("scaling cpu --operations 1e12", "operations=1e+12 leave nothing of 267k, whose 6ND is at least 1.7e+12"),
+        ("scaling cpu --compute 1e12", "compute=1e+12 leaves nothing of 267k, whose 6ND is at least 1.7e+12"),
         ("scaling cpu --lr adamw 1e-3", "lr lacks haar_stiefel, spectral"),
         ("scaling cpu --trials 2", "trials must be at least 3"),
         ("scaling cpu --resamples 10", "resamples must be at least 40"),
