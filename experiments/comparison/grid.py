@@ -33,6 +33,11 @@ class Job:
 PRETRAINING = Job(pretrain.opened, pretrain.main, feed.open_data)
 
 
+def cores() -> int:
+    """That this process may use; with more threads than these, products wait for a thread that waits for a core."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def train(cells: Sequence[Any], workers: int, description: str, quiet: bool, job: Job = PRETRAINING) -> None:
     """Train every cell that is not done, ``workers`` at a time with an equal share of the cores.
 
@@ -42,7 +47,7 @@ def train(cells: Sequence[Any], workers: int, description: str, quiet: bool, job
     if not open_cells:
         return
     job.prepare(open_cells[0])
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores() // workers)
     context = multiprocessing.get_context("spawn")
     with (
         runs.progress(len(open_cells), description, quiet) as bar,
