@@ -42,8 +42,8 @@ class Conversion:
     ``layers``: name → ``LowRankLinear``; ``left_alone``: parameter or module name → why it was not converted.
 
     ``law``: a name of ``LAWS`` or a law class, ``options``: its other fields; ``rank``: r of every layer, as a fraction
-    in (0, 1) of its n, or by layer name; ``c``: isotropy constant, or "r/n", that of each layer, so that columns of V have length 1;
-    ``targets``: None (every ``nn.Linear`` outside the output head), a regular expression searched in the module's name, a list of names or
+    in (0, 1) of its n, or by layer name; ``c``: isotropy constant, or "r/n", that of each layer, at which columns of V of an unbiased law have
+    length 1; ``targets``: None (every ``nn.Linear`` outside the output head), a regular expression searched in the module's name, a list of names or
     name endings, or a predicate (name, module) → bool; ``state``: what happens to the optimizer's state when V changes, and ``second_moment`` to
     Adam's N, where that is not as ``state`` says (estimators/transport.py); "first_batch" needs ``attach``;
     ``lift``: how small lifts reach 16-bit weights, by a float32 ``master`` copy, by ``stochastic`` rounding, or to the ``nearest`` (they get lost);
@@ -93,7 +93,7 @@ class Conversion:
             raise ValueError(f"{call}: online={online} is a weight and must be in [0, 1]")
         if not keep > 0:
             raise ValueError(f"{call}: keep={keep} must be positive")
-        if c != "r/n" and not (isinstance(c, float | int) and c > 0 and math.isfinite(c)):
+        if c != "r/n" and (isinstance(c, str) or not 0 < c < math.inf):
             raise ValueError(f"{call}: c must be positive and finite, or 'r/n'")
         self.model, self.seed = model, seed
         self.law = LAWS[law] if isinstance(law, str) else law

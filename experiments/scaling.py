@@ -6,8 +6,8 @@ full AdamW 1; where the runs cannot tell the two apart, the law with ρ_N = 1 st
 of runs that share size, tokens and seed. Learning rates of the matrices are tuned for every method at every size on equal budgets, or given; that of
 embeddings, head and norms is one for all. Runs are runs of ``lowrank pretrain`` in RUNS_DIR/cells; the same command goes on where it was interrupted.
 
-    lowrank scaling cpu             83k, 267k and 935k on 1 to 4 M tokens
-    lowrank scaling short           the same on 131 072 to 524 288 tokens, before low-rank gradients leave the plateau
+    lowrank scaling cpu             83k, 267k and 935k on 1 to 4 M tokens, as far as 6ND is within --compute
+    lowrank scaling short           the same sizes on 131 072 to 524 288 tokens, in smaller steps, with more methods
     lowrank scaling gpu             20m, 60m and 100m, on a folder built by lowrank data
     lowrank scaling --results tiny optimizers      the last losses of committed comparisons in the place of runs
     lowrank scaling cpu --law haar_stiefel --baselines adamw galore --lr haar_stiefel 3e-3 adamw 3e-3 galore 0.03
@@ -38,7 +38,7 @@ class Config:
     """Of the run directory."""
     model: tuple[str, ...] = ("83k", "267k", "935k")
     """Presets of lowrank pretrain, from small to large, of one vocabulary."""
-    tokens: tuple[int, ...] = (2**20, 2**21, 2**22)
+    tokens: tuple[int, ...] = (2**20, 3 * 2**19, 2**21, 2**22)
     """D: training tokens of a run, multiples of sequences × length."""
     compute: float | None = 1.2e13
     """C: largest 6ND of a run, in floating-point operations; runs that need more are left out. None: no limit."""

@@ -43,7 +43,7 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     found = []
     for label, group in kinds["final"].groupby("label", sort=False):
         row: dict[str, Any] = {"method": str(label), "seeds": len(group), "lr": float(group.lr.iloc[0]), "at edge": label in edges}
-        row["diverged"] = 0 if joint(str(label)) else int(group.forgetting.isna().sum())
+        row["diverged"] = int(group.seconds.isna().sum()) if "seconds" in group else len(group)
         for name in MEASURES:
             values = pd.Series(group[name].dropna(), dtype=float)
             row |= {name: float(np.mean(values)), f"{name} ±": half(values)}
@@ -112,8 +112,8 @@ def asked(config: dict[str, Any]) -> str:
         "(edge: the best was the smallest or largest). ACC: mean accuracy over the tasks after the last; just learnt: mean over the tasks, each "
         "when it had just been learnt, and in brackets what one answer for all examples gets, chance; F: how far a task lies below its best "
         "before; BWT: what it gained since a task was learnt. ± half of Student's 95 % interval over seeds; differences in pairs of equal seed. "
-        "State: of the optimizer, the most beside P in a task, and P after the last; protected: share of the input dimensions of a layer that this P "
-        "takes. Seconds of learning."
+        "State: of the optimizer, the most beside P in a task, and P after the last (V of `gorp` is in it; V of "
+        "`lowrank`, a buffer of its layers, is not); protected: share of the input dimensions of a layer that this P takes. Seconds of learning."
     )
 
 

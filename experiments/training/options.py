@@ -123,7 +123,8 @@ class Options:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}, known are {', '.join(known)}")
         for name in ("lr", "c", "lora_scale", "keep"):
-            if (value := getattr(self, name)) != "r/n" and not 0 < value < float("inf"):
+            value = 1.0 if name == "c" and self.c == "r/n" else getattr(self, name)
+            if isinstance(value, str) or not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         allowed.at_least(self, 1, "steps", "sequences", "refresh_every", "lift_every", "basis_every")
         for name in ("alpha", "other_lr", "layers"):

@@ -279,6 +279,7 @@ def rows(**accuracy: tuple[float, float]) -> dict[str, pd.DataFrame]:
         for seed, value in enumerate(just):
             finals.append({"label": label, "lr": 0.1, "seed": seed, "average": value, "learned": value or math.nan, "chance": 0.5})
             finals[-1] |= {"forgetting": 0.1 * seed if value else math.nan, "transfer": -0.1 * seed if value else math.nan}
+            finals[-1] |= {"seconds": 1.0 if value else math.nan}
             if value:
                 after.append({"label": label, "seed": seed, "after": 0, "task": 0, "name": "a", "accuracy": value, "chance": 0.5})
                 after.append({"label": label, "seed": seed, "after": 1, "task": 0, "name": "a", "accuracy": 0.1, "chance": 0.5})
@@ -305,6 +306,7 @@ def test_a_seed_that_diverged_is_not_learnt_at_once() -> None:
     (row,) = (row for row in page.merged(kinds) if row["method"] == "gorp")
     assert row["average"] == 0.4 and row["learned"] == 0.8 and row["forgetting"] == 0.0 and row["diverged"] == 1
     assert "`gorp` (1 of 2 seeds)" in "\n".join(page.findings(kinds))
+    assert "`joint` (1 of 2 seeds)" in "\n".join(page.findings(rows(adamw=(0.9, 0.9), joint=(0.8, 0.0))))
     across = lambda figure: [line.get_label() for line in figure.axes[-1].lines if not str(line.get_label()).startswith("_")]  # noqa: E731
     assert across(page.drawn(kinds, ["a"])) == []
     assert across(page.drawn(rows(adamw=(0.9, 0.9), joint=(0.8, 0.8)), ["a"])) == ["joint"]

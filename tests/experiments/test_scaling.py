@@ -65,7 +65,7 @@ def test_every_run_has_a_schedule_that_ends_at_its_tokens(tmp_path: Path) -> Non
     config = replace(CPU, lr={"adamw": 1e-3, "haar_stiefel": 3e-3, "spectral": 4e-3}, runs_dir=tmp_path)
     chosen, trials = plan.chosen(config, lambda *_: pytest.fail("nothing to tune"))
     found = plan.points(config, chosen)
-    assert trials == [] and len(found) == len(set(found)) == 3 * (3 + 3 + 2) * 2
+    assert trials == [] and len(found) == len(set(found)) == 3 * (4 + 4 + 3) * 2
     assert {(point.model, point.tokens) for point in found} == {
         (model, tokens) for model in config.model for tokens in config.tokens if (model, tokens) != ("935k", 2**22)
     }

@@ -105,6 +105,27 @@ def test_protected_adamw_without_a_basis_is_adamw() -> None:
     assert torch.equal(mine, theirs)
 
 
+def test_the_basis_of_protected_adamw_grows_by_its_first_moments() -> None:
+    """Written out: M of the gradients off P, P by the leading right singular vectors of M; and a group without rank is AdamW's."""
+    W, plain = (nn.Parameter(random(*shape)) for shape in ((M_, N_), (N_,)))
+    optimizer = ProtectedAdamW([{"params": [W]}, {"params": [plain], "rank": None}], lr=0.01, energy=0.8, most=0.9)
+    P = None
+    for task in range(2):
+        M = torch.zeros(M_, N_)
+        for step in range(3):
+            W.grad, plain.grad = random(M_, N_, seed=50 + 10 * task + step), random(N_, seed=90 + step)
+            M = 0.9 * M + 0.1 * (W.grad if P is None else W.grad - W.grad @ P @ P.mT)
+            optimizer.step()
+        optimizer.end_task()
+        expected = grown(P, M, 0.8, 0.9)
+        P = optimizer.basis_of(W)
+        assert P is not None and P.shape == expected.shape and (P @ P.mT - expected @ expected.mT).abs().max() < EXACT
+        if task == 0:
+            first = torch.linalg.svd(M)[2][: P.shape[1]]
+            assert 0 < P.shape[1] < M_ and (P @ P.mT - first.mT @ first).abs().max() < EXACT
+    assert optimizer.basis_of(plain) is None
+
+
 def test_what_is_protected_in_the_middle_of_a_task_stays_too() -> None:
     """Without ``end_task``: A must not go on in the V that its weight has left."""
     first, batches = tasks()
@@ -114,6 +135,7 @@ def test_what_is_protected_in_the_middle_of_a_task_stays_too() -> None:
     before = model(first).detach().clone()
     optimizer.protect(model.W, row_space(first))
     assert (model(first) - before).abs().max() < EXACT
+    assert all(set(optimizer.state[p]) <= {"draws", "P"} for p in model.parameters()), "no moment of the three is left, nor a frame"
     train(model, optimizer, batches)
     assert (model(first) - before).abs().max() < EXACT
 
@@ -251,6 +273,8 @@ def test_what_cannot_be_is_refused() -> None:
     model = Adapted()
     with pytest.raises(ValueError, match=r"GORP\(weight_decay=0.1\): decay moves what is protected"):
         GORP(model.groups(), weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"ProtectedAdamW\(weight_decay=0.1\): decay moves what is protected"):
+        ProtectedAdamW([model.W], weight_decay=0.1)
     with pytest.raises(ValueError, match="energy must be in"):
         GORP(model.groups(), energy=1.5)
     with pytest.raises(ValueError, match="most=1"):
