@@ -92,7 +92,8 @@ class Config:
     other_lr: float = 3e-3
     """Peak learning rate of the heads."""
     seed: tuple[int, ...] = (13, 21, 42, 5, 8, 34)
-    """Seeds of the comparison: examples, heads, order and draws; the head of task i is of seed + i, so that two seeds closer than there are tasks share heads."""
+    """Seeds of the comparison: examples, heads, order and draws. The head of task i is of seed + i: two seeds closer than there are tasks share
+    heads."""
     steps: int = 120
     """Optimizer steps of each task."""
     sequences: int = 8
