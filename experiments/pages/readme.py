@@ -161,7 +161,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "files": guides.files,
     },
     GUIDES / "memory.md": {"memory": memory_table, "footprints": footprints.markdown, "plan": plan.markdown},
-    GUIDES / "scaling.md": {"scaling": partial(scaling.short, "short")},
+    GUIDES / "scaling.md": {"scaling": partial(scaling.short, scaling.NAMES[0])},
     GUIDES / "finetuning.md": {
         "finetune": partial(finetuning.markdown, finetuning.COMMITTED[0]),
         "continual": partial(continual.markdown, continual.COMMITTED[0]),
