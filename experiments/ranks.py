@@ -75,9 +75,10 @@ class Config:
     """On what, as in lowrank finetune."""
     law: str = "haar_stiefel"
     """Law of V in both, a name from LAWS."""
-    c: Constant = "r/n"
-    """Isotropy constant in both. At r/n the columns of V have length 1 (a biased law takes 1 for it), and ranks alone differ; at 1 a smaller rank
-    also means longer steps under Adam."""
+    c: Constant = 1.0
+    """Isotropy constant in both. A step of Adam moves a layer by ‖ΔW‖ = η‖DVᵀ‖ ≈ η√(c·mn), since the entries of D (m×r) are about ±1 and
+    VᵀV = (cn/r)I: at one c as far at every rank. At r/n, where the columns of V have length 1 (a biased law, whose columns have length √c, takes 1
+    for it), it is η√(mr): layers of smaller rank take shorter steps."""
     rank: int | float = 0.25
     """Uniform r in pre-training, whose bytes are the budget; a fraction in (0, 1) is r/n."""
     finetune_rank: int | float = 8

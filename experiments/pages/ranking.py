@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from estimators import LAWS
 from experiments.pages import page
 from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn
 from experiments.publish import RESULTS, committed_kinds
@@ -177,18 +178,34 @@ def section(rows: list[dict[str, Any]]) -> str:
     return text + (page.details_block("Tuning", page.table(page.records(kinds["trial"].drop(columns="kind")))) if "trial" in kinds else "")
 
 
+def asked(config: dict[str, Any]) -> str:
+    """What was trained and compared, and how far a step went at each rank, in some sentences."""
+    c = config["c"] if config["c"] == "r/n" else f"{config['c']:g}"
+    shorter = config["c"] == "r/n" or not LAWS[config["law"]].unbiased  # a biased law has V = √c·Q
+    told = (
+        f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
+        f"a moment; {config['law']}, c = {c}, K = {config['refresh_every']}, {page.many(config['seed'], 'seed')}. "
+    )
+    if config["tasks"]:
+        told += (
+            f"Every choice of ranks tries {len(config['lr'])} learning rates in pre-training, of {config['tune_steps']} steps each, and "
+            f"{len(config['finetune_lr'])} in fine-tuning, of {config['finetune_steps']}, and {config['further']} more where the search leads. "
+        )
+    if not shorter:
+        return told + "In this run a step of Adam moved a layer by about η√(c·mn), as far at every rank."
+    length = "η√(mr)" if c == "r/n" else "η√(c·mr)"
+    return told + (
+        f"In this run a step of Adam moved a layer by about {length}: layers of smaller rank took shorter steps, and ranks are not all that differs."
+    )
+
+
 def markdown(name: str, results: Path = RESULTS) -> str:
     """For the results: the tables of a committed run."""
     kinds = committed_kinds(f"ranks/{name}", KINDS, results)
     if not kinds:
         return "not yet run"
     told = json.loads((results / "ranks" / f"{name}.json").read_text(encoding="utf-8"))
-    config = told["config"]
-    parts = [
-        f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
-        f"a moment; {config['law']}, c = {config['c']}, K = {config['refresh_every']}, {page.many(config['seed'], 'seed')}; "
-        f"{told['environment']['device']}."
-    ]
+    parts = [f"{asked(told['config'])} Device: {told['environment']['device']}."]
     parts += ["", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))]
     for title, lines in TABLES.items():
         if rows := lines(kinds):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from estimators import HaarStiefel, LowRankLinear, convert, keyed
+from estimators.law import Constant
 from experiments import cli, finetune, pretrain, publish, ranks, report, runs
 from experiments.advising import choice
 from experiments.comparison import grid
@@ -420,7 +421,7 @@ def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> 
         (by, seed) for by in allotment.TRAINING for seed in (0, 1)
     )
     cells = [cell.read("config.json") for cell in map(runs.load, (config.runs_dir / "cells").iterdir())]
-    assert {(c["c"], c["rank"], c["tests"]) for c in cells} == {("r/n", 4, 1), ("r/n", 4, 8)}
+    assert {(c["c"], c["rank"], c["tests"]) for c in cells} == {(1.0, 4, 1), (1.0, 4, 8)}
     table = kinds["rank"].set_index("layer")
     assert set(table.uniform) == {4} and all(run.read(f"finetune-{by}.json") == table[by].to_dict() for by in ("weights", "gradients"))
     cell = contest.finetuning(config)
@@ -431,10 +432,40 @@ def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> 
 
 
 def test_a_biased_law_has_columns_of_length_1_too(smoke: ranks.Config) -> None:
-    assert [contest.pretraining(replace(smoke, law=law)).base.c for law in ("gaussian", "top_svd")] == ["r/n", 1.0]
+    assert [contest.pretraining(replace(smoke, c="r/n", law=law)).base.c for law in ("gaussian", "top_svd")] == ["r/n", 1.0]
     assert contest.pretraining(replace(smoke, c=0.5, law="top_svd")).base.c == 0.5
     with pytest.raises(ValueError, match="c=r/n is for lowrank and compact"):
-        replace(contest.finetuning(smoke).base, method="mezo")
+        replace(contest.finetuning(replace(smoke, c="r/n")).base, method="mezo")
+
+
+def test_what_c_makes_of_a_rank_is_said_of_the_run() -> None:
+    config = json.loads((publish.RESULTS / "ranks" / f"{ranking.COMMITTED}.json").read_text(encoding="utf-8"))["config"]
+    for c, law, shorter in ((1.0, "gaussian", False), (0.5, "haar_stiefel", False), ("r/n", "haar_stiefel", True), (1.0, "top_svd", True)):
+        told = ranking.asked({**config, "c": c, "law": law})
+        assert f"{law}, c = {c if c == 'r/n' else f'{c:g}'}, " in told
+        assert ("layers of smaller rank took shorter steps" in told, "as far at every rank" in told) == (shorter, not shorter)
+
+
+def moved(rank: int, c: Constant) -> float:
+    """‖ΔW‖ of a layer of m = 40 and n = 24 after one step of Adam at η = 0.01."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40, bias=False, dtype=torch.float64))
+    W = torch.randn(40, 24, generator=generator, dtype=torch.float64)
+    model.load_state_dict({"0.weight": W})
+    handle = convert(model, rank=rank, c=c)
+    optimizer = torch.optim.Adam(handle.parameters(), lr=0.01, eps=0.0)
+    model(torch.randn(50, 24, generator=generator, dtype=torch.float64)).exp().mean().backward()
+    optimizer.step()
+    handle.step(optimizer)
+    return float((handle.finalize().get_parameter("0.weight").detach() - W).norm())
+
+
+def test_a_rank_is_a_step_length_at_r_over_n_and_none_at_one_c() -> None:
+    """‖ΔW‖ = η√(c·mn); at c = r/n η√(mr)."""
+    for c in (1.0, 0.25):
+        assert [moved(rank, c) for rank in (3, 12)] == pytest.approx([0.01 * math.sqrt(c * 40 * 24)] * 2, rel=1e-10)
+    assert [moved(rank, "r/n") for rank in (3, 12)] == pytest.approx([0.01 * math.sqrt(40 * rank) for rank in (3, 12)], rel=1e-10)
+    assert moved(3, "r/n") / moved(12, "r/n") == pytest.approx(math.sqrt(3 / 12), rel=1e-10)
 
 
 def test_a_choice_at_the_edge_is_said() -> None:
@@ -482,7 +513,7 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     written = publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
     assert {path.stem for path in written} == {"tiny", *(f"tiny-{kind}" for kind in ranking.KINDS)}
     told = ranking.markdown("tiny", tmp_path / "results")
-    assert told.count("| uniform |") == 1 + 3 and "noise floor" in told
+    assert told.count("| uniform |") == 1 + 3 and "noise floor" in told and "c = 1, K = 20" in told and "as far at every rank" in told
     page = report.main(report.Config(run=(run.path,), out=tmp_path / "report.html")).read_text(encoding="utf-8")
     assert "A rank for every layer: tiny" in page and "<svg" in page
     assert cli.main(["report", str(run.path), "--out", str(tmp_path / "again.html")]) == 0
