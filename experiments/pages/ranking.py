@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -82,7 +84,8 @@ def export_lines(kinds: Frames) -> list[dict[str, str]]:
 
 
 def _perplexity(value: float) -> str:
-    return f"{value:.2f}" if value < 1e5 else f"{value:.1e}"
+    """With decimals where these can be read; where float64 has no such number, that it is above the largest."""
+    return f"{value:.2f}" if value < 1e5 else f"{value:.1e}" if value < math.inf else f">{sys.float_info.max:.1e}"
 
 
 def contest_lines(kinds: Frames) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ from experiments.advising import choice
 from experiments.comparison import grid
 from experiments.finetuning import contenders, summary
 from experiments.pages import page, ranking
-from experiments.ranking import allotment, contest, factors, spectra, training
+from experiments.ranking import allotment, contest, export, factors, spectra, training
 from experiments.training import models
 from experiments.training.methods import METHODS
 from tests.experiments.test_pretrain import few
@@ -299,6 +299,61 @@ def test_export_budgets_are_numbers_and_least_error_has_the_least() -> None:
         lost = {by: sum(float((now.weights[name][r:] ** 2).sum()) for name, r in some.items()) for by, some in found.items()}
         assert all(numbers["uniform"] - 80 < value <= numbers["uniform"] for value in numbers.values())
         assert lost["least_error"] <= lost["uniform"] * (1 + 1e-12) and set(found) == set(allotment.EXPORT)
+
+
+# export
+
+
+def test_a_perplexity_is_exp_of_the_mean_loss_however_large() -> None:
+    of = lambda *losses: export.perplexity(torch.tensor(losses, dtype=torch.float64))  # noqa: E731
+    assert of(1.0, 3.0) == pytest.approx(math.exp(2.0), rel=1e-12)
+    assert of(60.0, 80.0) == pytest.approx(math.exp(70.0), rel=1e-12)
+    assert of(1000.0) == math.inf and math.isnan(of(math.nan))
+    row = {
+        "model": "a",
+        "reduction": 0.5,
+        "by": "uniform",
+        "numbers_share": 0.5,
+        "lost_energy": 0.1,
+        "components": 1,
+        "layers": 2,
+        "bytes": 1,
+    }
+    row |= dict.fromkeys(("loss_minus_whole", "loss_minus_whole_se", "loss_minus_uniform", "loss_minus_uniform_se"), 0.0) | {
+        "bytes_dense": 2
+    }
+    row |= {"perplexity": of(2.0), "perplexity_zero": of(1000.0), "perplexity_truncated": of(70.0), "perplexity_exported": of(12.0)}
+    (told,) = ranking.export_lines({"export": pd.DataFrame([row])})
+    assert told["perplexity whole (matrices zero)"] == "7.39 (>1.8e+308)"
+    assert (told["truncated"], told["exported"]) == ("2.5e+30", "1.6e+05")
+
+
+def test_differences_of_an_export_are_of_its_folder_and_paired_by_sequence(tmp_path: Path) -> None:
+    model, names = llama(), linear(llama())
+    held_out = [IDS, torch.randint(0, 60, (2, 10), generator=torch.Generator().manual_seed(1))]
+    rows = export.rows("a", model, held_out, (0.3, 0.8), tmp_path, True)
+    shapes = {name: tuple(model.get_parameter(f"{name}.weight").shape) for name in names}
+    singular = {name: spectra.singular_values(model.get_parameter(f"{name}.weight")) for name in names}
+    whole = export.losses(factors.load(tmp_path / "dense"), held_out).numpy()
+    assert len(rows) == 2 * len(allotment.EXPORT) and whole.shape == (5,)
+    kept = {row["reduction"]: row["components"] for row in rows if row["by"] == "uniform"}
+    assert kept[0.3] < len(names) == kept[0.8]  # what is exported is what is truncated at the second only
+    truncated: dict[tuple[float, str], np.ndarray] = {}
+    for row in rows:
+        one = llama()
+        factors.truncate(one, allotment.for_export(singular, shapes, row["reduction"])[row["by"]])
+        mine = truncated[row["reduction"], row["by"]] = export.losses(one, held_out).numpy()
+        loaded = export.losses(factors.load(tmp_path / f"{row['by']}-{row['reduction']:g}"), held_out).numpy()
+        assert row["perplexity_exported"] == pytest.approx(np.exp(loaded.mean()), rel=1e-12)
+        for name, each in (
+            ("exported_minus_whole", loaded - whole),
+            ("loss_minus_whole", mine - whole),
+            ("loss_minus_uniform", mine - truncated[row["reduction"], "uniform"]),
+        ):
+            assert row[name] == pytest.approx(each.mean(), rel=1e-10, abs=1e-15)
+            assert row[f"{name}_se"] == pytest.approx(np.sqrt(each.var(ddof=1) / 5), rel=1e-10, abs=1e-15)
+        if row["components"] < len(names):
+            assert abs(loaded - mine).max() > 1e-3
 
 
 # ranks from a file
