@@ -153,7 +153,7 @@ PRESETS = {
 
 
 def main(config: Config) -> runs.Run:
-    """Rows ``spectrum``, ``tie``, ``angle``, ``rank``, ``budget``, ``export``, ``trial``, ``final``, ``paired``."""
+    """Rows ``spectrum``, ``angle``, ``rank``, ``budget``, ``export``, ``trial``, ``final``, ``paired``."""
     run = runs.start("ranks", config.model, config)
     if run.done:
         return run
@@ -169,7 +169,7 @@ def main(config: Config) -> runs.Run:
     grid.train([whole], 1, "training", config.quiet)
     moments = list(_moments(config, whole, mine))
     for now in moments:
-        run.log(*spectra.spectrum_rows(now), spectra.tie(now))
+        run.log(*spectra.spectrum_rows(now))
     _angles(config, moments, run)
     _export(config, training.model_at(whole, config.steps), held_out, run)
     for task in config.tasks:

@@ -16,9 +16,10 @@ from estimators import LAWS
 from experiments.pages import page
 from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn
 from experiments.publish import RESULTS, committed_kinds
+from experiments.ranking import correlation
 
 COMMITTED = "tiny"
-KINDS = ("spectrum", "tie", "angle", "rank", "budget", "export", "trial", "final", "paired")
+KINDS = ("spectrum", "angle", "rank", "budget", "export", "trial", "final", "paired")
 
 
 def frames(rows: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -48,17 +49,31 @@ def _relative(row: dict[str, Any]) -> str:
     return f"{row['relative']:.3f} ± {row['relative_se']:.3f}" if row["relative"] == row["relative"] else "noise floor at chance"
 
 
-def tie_lines(kinds: Frames) -> list[dict[str, str]]:
+def _relative_ranks(kinds: Frames) -> dict[int, pd.DataFrame]:
+    """Effective rank over min(m, n) of every layer, columns ``weights`` and ``gradient``, by step."""
+    spectrum = kinds["spectrum"]
+    found = spectrum.assign(relative=spectrum.effective_rank / np.minimum(spectrum.m, spectrum.n))
+    return {int(cast(int, step)): mine.pivot(index="layer", columns="of", values="relative") for step, mine in found.groupby("step")}
+
+
+def _together(ranks: pd.DataFrame) -> dict[str, Any]:
+    return correlation.correlation(ranks["weights"], ranks["gradient"], list(ranks.index))
+
+
+def _within(found: dict[str, Any]) -> str:
+    return "no number" if math.isnan(found["within"]) else f"{found['within']:+.2f} (p = {found['p']:.2g} by permutation)"
+
+
+def rank_lines(kinds: Frames) -> list[dict[str, str]]:
     """Effective ranks along the training, and whether those of weights and gradients go together."""
-    spectrum, rows = kinds["spectrum"], []
-    least = np.minimum(spectrum.m, spectrum.n)
-    relative = (spectrum.effective_rank / least).groupby([spectrum.step, spectrum["of"]]).agg(["median", "min", "max"])
-    for row in page.records(kinds["tie"]):
-        told = {}
-        for of in ("weights", "gradient"):
-            found = relative.loc[(row["step"], of)]
-            told[f"effective rank / min(m, n): {of}"] = f"{found['median']:.3f} ({found['min']:.3f}–{found['max']:.3f})"
-        rows.append({"step": str(row["step"]), **told, "Spearman": f"{row['spearman']:+.2f} (p = {row['p']:.2g})"})
+    rows = []
+    for step, ranks in _relative_ranks(kinds).items():
+        told = {
+            f"effective rank / min(m, n): {of}": f"{ranks[of].median():.3f} ({ranks[of].min():.3f}–{ranks[of].max():.3f})"
+            for of in ("weights", "gradient")
+        }
+        found = _together(ranks)
+        rows.append({"step": str(step), **told, "Spearman, all layers": f"{found['pooled']:+.2f}", "within kinds": _within(found)})
     return rows
 
 
@@ -123,14 +138,15 @@ def _edges(kinds: Frames) -> set[tuple[str, str]]:
 
 def findings(kinds: Frames) -> list[str]:
     """What the tables say, a sentence each, computed from the rows."""
-    spectrum, ties = kinds["spectrum"], kinds["tie"].sort_values("step")
-    relative = spectrum.effective_rank / np.minimum(spectrum.m, spectrum.n)
-    middle = relative.groupby([spectrum["of"], spectrum.step]).median()
-    first, last = int(ties.step.iloc[0]), int(ties.step.iloc[-1])
+    ranks = _relative_ranks(kinds)
+    middle = pd.DataFrame({step: found.median() for step, found in ranks.items()}).T
+    first, last = min(ranks), max(ranks)
+    end = _together(ranks[last])
     told = [
-        f"the median effective rank over min(m, n) goes from {middle['weights', first]:.2f} to {middle['weights', last]:.2f} in weights and from "
-        f"{middle['gradient', first]:.2f} to {middle['gradient', last]:.2f} in gradients, where it is least at step "
-        f"{middle['gradient'].idxmin()}; over layers the two correlate by {ties.spearman.iloc[-1]:+.2f} (p = {ties.p.iloc[-1]:.2g}) at the end"
+        f"the median effective rank over min(m, n) goes from {middle.weights[first]:.2f} to {middle.weights[last]:.2f} in weights and from "
+        f"{middle.gradient[first]:.2f} to {middle.gradient[last]:.2f} in gradients, where it is least at step {middle.gradient.idxmin()}",
+        f"at the end effective ranks of weights and gradients correlate by {end['pooled']:+.2f} over all {end['layers']} layers, where the "
+        f"{end['kinds']} kinds of layers are mixed, and within kinds by {_within(end)}",
     ]
     rows = all_layers(kinds)
     for r, mine in rows[(rows.step < rows.other) & (rows.other == last)].groupby("directions"):
@@ -161,7 +177,7 @@ def findings(kinds: Frames) -> list[str]:
 
 
 TABLES = {
-    "effective rank of weights and gradients, median (range) over layers, and their correlation over layers": tie_lines,
+    "effective rank of weights and gradients, median (range) over layers, and their correlation over layers": rank_lines,
     "overlap of the leading gradient subspaces of mini-batches, mean over layers": angle_lines,
     "truncated and factorised": export_lines,
     "ranks at one budget": contest_lines,

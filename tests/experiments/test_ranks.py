@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,7 +25,7 @@ from experiments.advising import choice
 from experiments.comparison import grid
 from experiments.finetuning import contenders, summary
 from experiments.pages import page, ranking
-from experiments.ranking import allotment, contest, export, factors, spectra, training
+from experiments.ranking import allotment, contest, correlation, export, factors, spectra, training
 from experiments.training import models
 from experiments.training.methods import METHODS
 from tests.experiments.test_pretrain import few
@@ -265,7 +267,64 @@ def test_a_moment_has_the_spectra_of_weights_and_of_all_gradients() -> None:
     assert float(layer.sums.second[0]) == pytest.approx(np.mean(squares[1:]), rel=1e-5)
     rows = spectra.spectrum_rows(now)
     assert len(rows) == 28 and all(row["values"][0] == 1 and 1 <= row["effective_rank"] <= min(row["m"], row["n"]) for row in rows)
-    assert -1 <= spectra.tie(now)["spearman"] <= 1
+
+
+# whether effective ranks of weights and gradients go together
+
+
+def named(*kinds: str) -> list[str]:
+    return [f"model.layers.{number}.{kind}" for kind in kinds for number in range(3)]
+
+
+def spearman(some: Any, others: Any) -> float:
+    found: Any = stats.spearmanr(some, others)
+    return float(found.statistic)
+
+
+def test_the_correlation_within_kinds_has_the_p_of_all_their_permutations() -> None:
+    """Enumerated: 3!² orders, none of them across the two kinds, which differ in how far their layers lie apart."""
+    weights, gradients = [0.4, 0.8, 0.5, 5.2, 8.0, 7.9], [0.8, 0.2, 0.1, 17.0, 0.5, 11.0]
+    found = correlation.correlation(weights, gradients, named("a.q_proj", "b.up_proj"))
+    left = [np.concatenate([np.array(part) - np.mean(part) for part in (values[:3], values[3:])]) for values in (weights, gradients)]
+    of = lambda order: spearman(left[0], left[1][order])  # noqa: E731
+    every = np.array([of([*one, *(3 + i for i in other)]) for one in permutations(range(3)) for other in permutations(range(3))])
+    assert found["within"] == pytest.approx(of(list(range(6))), abs=1e-12)
+    assert found["pooled"] == pytest.approx(spearman(weights, gradients), abs=1e-12)
+    p, across = (
+        np.mean(np.abs(some) >= abs(found["within"]) - 1e-9) for some in (every, [of(list(order)) for order in permutations(range(6))])
+    )
+    assert (found["layers"], found["kinds"]) == (6, 2) and 0 < across < p - 0.1 < 0.9
+    assert abs(found["p"] - p) < 1e-4 + 5 * np.sqrt(p * (1 - p) / correlation.PERMUTATIONS)
+    assert correlation.correlation(weights, gradients, named("a.q_proj", "b.up_proj")) == found
+
+
+def test_how_kinds_differ_is_no_correlation_within_them() -> None:
+    layers, generator = [f"model.layers.{number}.{kind}" for number in range(4) for kind in "abcdefg"], np.random.default_rng(0)
+    kinds = np.array([ord(correlation.kind(layer)) for layer in layers], dtype=float)
+    weights, gradients = (kinds + 0.1 * generator.normal(size=28) for _ in range(2))
+    found = correlation.correlation(weights, gradients, layers)
+    assert found["pooled"] > 0.9 and abs(found["within"]) < 0.4 and found["p"] > 0.05
+    assert (found["layers"], found["kinds"]) == (28, 7)
+    opposed = correlation.correlation(weights, 2 * kinds - weights, layers)
+    assert opposed["pooled"] > 0.9 and opposed["within"] == pytest.approx(-1) and opposed["p"] == 1 / (1 + correlation.PERMUTATIONS)
+
+
+def test_of_one_layer_a_kind_there_is_no_correlation_within_kinds() -> None:
+    found = correlation.correlation([0.1, 0.2, 0.3], [0.3, 0.1, 0.2], ["a.q", "a.k", "a.v"])
+    assert math.isnan(found["within"]) and math.isnan(found["p"]) and found["pooled"] == pytest.approx(-0.5)
+
+
+def test_the_page_tells_the_correlation_of_the_spectra() -> None:
+    kinds = publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    spectrum = kinds["spectrum"][kinds["spectrum"].step == kinds["spectrum"].step.max()]
+    of = {
+        name: (rows.effective_rank / rows[["m", "n"]].min(axis=1)).set_axis(rows.layer).sort_index()
+        for name, rows in spectrum.groupby("of")
+    }
+    found = correlation.correlation(list(of["weights"]), list(of["gradient"]), list(of["weights"].index))
+    within = f"{found['within']:+.2f} (p = {found['p']:.2g} by permutation)"
+    assert ranking.rank_lines(kinds)[-1]["within kinds"] == within and within in ranking.findings(kinds)[1]
+    assert f"{found['pooled']:+.2f} over all 28 layers" in ranking.findings(kinds)[1]
 
 
 # budgets
@@ -332,7 +391,7 @@ def test_differences_of_an_export_are_of_its_folder_and_paired_by_sequence(tmp_p
     model, names = llama(), linear(llama())
     held_out = [IDS, torch.randint(0, 60, (2, 10), generator=torch.Generator().manual_seed(1))]
     rows = export.rows("a", model, held_out, (0.3, 0.8), tmp_path, True)
-    shapes = {name: tuple(model.get_parameter(f"{name}.weight").shape) for name in names}
+    shapes = {name: (len(W), W.shape[1]) for name in names for W in (model.get_parameter(f"{name}.weight"),)}
     singular = {name: spectra.singular_values(model.get_parameter(f"{name}.weight")) for name in names}
     whole = export.losses(factors.load(tmp_path / "dense"), held_out).numpy()
     assert len(rows) == 2 * len(allotment.EXPORT) and whole.shape == (5,)
