@@ -73,6 +73,8 @@ class Config:
     """What is fine-tuned, as in lowrank finetune: minilm (all-MiniLM-L6-v2), a folder or a hub name of transformers."""
     finetune_task: str = "rotten-tomatoes"
     """On what, as in lowrank finetune."""
+    data_sha256: str = ""
+    """SHA-256 of a local text and of the files of a local task; filled in by the command, so that other data are another run."""
     law: str = "haar_stiefel"
     """Law of V in both, a name from LAWS."""
     c: Constant = 1.0
@@ -154,6 +156,7 @@ PRESETS = {
 
 def main(config: Config) -> runs.Run:
     """Rows ``spectrum``, ``angle``, ``rank``, ``budget``, ``export``, ``trial``, ``final``, ``paired``."""
+    config = replace(config, data_sha256=training.data_sha256(config))
     run = runs.start("ranks", config.model, config)
     if run.done:
         return run

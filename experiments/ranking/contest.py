@@ -25,7 +25,7 @@ from experiments.comparison import grid, outcomes, search
 from experiments.comparison.plan import TUNING_SEED
 from experiments.finetuning import summary, tuner
 from experiments.finetuning.config import Tuning
-from experiments.ranking import spectra
+from experiments.ranking import spectra, training
 from experiments.ranking.allotment import TRAINING, Ranks
 
 if TYPE_CHECKING:
@@ -57,10 +57,11 @@ class Contest:
 
 
 def pretraining(config: Config) -> Contest:
-    """Of the model of the configuration, from random weights; outcome: held-out loss."""
+    """Of the model of the configuration, from random weights; outcome: held-out loss. A run of ``lowrank pretrain`` is known by the name of its text:
+    cells of a local one are in a folder of its SHA-256."""
     base = replace(
         pretrain.PRESETS[config.model],
-        **_common(config),
+        **_common(config) | {"runs_dir": config.runs_dir / "cells" / training.text_sha256(config.data)[:8]},
         rank=config.rank,
         length=config.length,
         accumulate=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -26,6 +27,7 @@ from experiments.comparison import grid
 from experiments.finetuning import contenders, summary
 from experiments.pages import page, ranking
 from experiments.ranking import allotment, contest, correlation, export, factors, spectra, training
+from experiments.text import tokens
 from experiments.training import models
 from experiments.training.methods import METHODS
 from tests.experiments.test_pretrain import few
@@ -545,6 +547,42 @@ def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> 
     assert any("finetune, ranks by" in line and "accuracy" in line for line in ranking.findings(kinds))
 
 
+def test_other_data_in_the_same_place_are_another_run(
+    smoke: ranks.Config, text: Path, jsonl: str, bert: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the text and of the task; what is not local, or not asked, changes nothing."""
+
+    class Begun(Exception):
+        """The run directory is there."""
+
+    def begun(*asked: Any) -> None:
+        config: ranks.Config = asked[-1]
+        found.append((runs.identity(config), contest.pretraining(config).base.runs_dir, contest.finetuning(config).base.data_sha256))
+        raise Begun
+
+    def ask(config: ranks.Config) -> tuple[Any, ...]:
+        with pytest.raises(Begun):
+            ranks.main(config)
+        return found[-1]
+
+    found: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(runs, "start", begun)
+    data, task = Path(shutil.copytree(text, tmp_path / "text")), Path(shutil.copytree(folder, tmp_path / "task"))
+    config = replace(smoke, data=str(data), finetune_model=str(bert), finetune_task=str(task))
+    before, alone = ask(config), ask(replace(config, tasks=("pretrain",)))
+    assert before == ask(config) and before[0]["data_sha256"] != alone[0]["data_sha256"]
+    with (task / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": "w0 w2", "label": "great"}) + "\n")
+    other = ask(config)
+    assert other[0]["data_sha256"] != before[0]["data_sha256"] and other[1] == before[1] and other[2] != before[2]
+    assert ask(replace(config, tasks=("pretrain",))) == (*alone[:2], other[2])
+    shutil.rmtree(data)
+    tokens.build(data, (jsonl,), 300)
+    last = ask(config)
+    assert last[0]["data_sha256"] not in (before[0]["data_sha256"], other[0]["data_sha256"]) and last[1] != other[1] and last[2] == other[2]
+    assert "data_sha256" not in ask(replace(config, data="movie-reviews", finetune_task="rotten-tomatoes"))[0]
+
+
 def test_a_biased_law_has_columns_of_length_1_too(smoke: ranks.Config) -> None:
     assert [contest.pretraining(replace(smoke, c="r/n", law=law)).base.c for law in ("gaussian", "top_svd")] == ["r/n", 1.0]
     assert contest.pretraining(replace(smoke, c=0.5, law="top_svd")).base.c == 0.5
@@ -615,7 +653,8 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     assert kinds["trial"].groupby("label").lr.nunique().to_dict() == dict.fromkeys(allotment.TRAINING, 3)
     assert (kinds["final"].seconds > 0).all()
     assert set(kinds["final"].label) == set(allotment.TRAINING) and set(kinds["paired"].label) == {"weights", "gradients"}
-    cells = [cell.read("config.json") for cell in map(runs.load, (run.path.parent / "cells").iterdir())]
+    (place,) = (run.path.parent / "cells").iterdir()  # of this text
+    cells = [cell.read("config.json") for cell in map(runs.load, place.iterdir())]
     assert {(c["steps"], c["seed"]) for c in cells} == {(2, 1000), (3, 0), (3, 1)}
     for by in ("weights", "gradients"):
         asked = run.read(f"pretrain-{by}.json")
