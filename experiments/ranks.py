@@ -93,7 +93,7 @@ class Config:
     """The same in fine-tuning."""
     further: int = 2
     """Learning rates more for each, where the search leads (experiments/comparison/search.py)."""
-    tune_steps: int = 40
+    tune_steps: int = 80
     """Optimizer steps of a tuning run in pre-training."""
     compare_steps: int = 150
     """Optimizer steps of a compared run in pre-training."""
