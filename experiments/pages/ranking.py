@@ -14,7 +14,7 @@ import pandas as pd
 
 from estimators import LAWS
 from experiments.pages import page
-from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn
+from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn, half
 from experiments.publish import RESULTS, committed_kinds
 from experiments.ranking import correlation
 
@@ -148,38 +148,89 @@ def findings(kinds: Frames) -> list[str]:
         f"at the end effective ranks of weights and gradients correlate by {end['pooled']:+.2f} over all {end['layers']} layers, where the "
         f"{end['kinds']} kinds of layers are mixed, and within kinds by {_within(end)}",
     ]
-    rows = all_layers(kinds)
+    return [*told, *_shared(kinds, last), *_truncated(kinds), *_exported(kinds), *_compared(kinds), page.uncorrected(_intervals(kinds))]
+
+
+def _shared(kinds: Frames, last: int) -> list[str]:
+    """How much of its leading subspace the gradient shares with that of the end."""
+    rows, told = all_layers(kinds), []
     for r, mine in rows[(rows.step < rows.other) & (rows.other == last)].groupby("directions"):
-        shared = ", ".join(
-            f"{row['relative']:.2f} at step {row['step']}" for row in page.records(pd.DataFrame(mine).sort_values(by=["step"]))
-        )
+        shared = ", ".join(f"{_relative(row)} at step {row['step']}" for row in page.records(pd.DataFrame(mine).sort_values(by=["step"])))
         told.append(
             f"the {r} leading directions of the gradient share with those of the end, above chance and over that of the noise floor: {shared}"
         )
+    return told
+
+
+def _truncated(kinds: Frames) -> list[str]:
+    """Every choice of ranks against uniform ones."""
+    told = []
     for one, mine in kinds["export"].query("by != 'uniform'").groupby(["model", "by"], sort=False):
         model, by = cast(tuple[str, str], one)
-        worse, better = ((sign * mine.loss_minus_uniform > 2 * mine.loss_minus_uniform_se).sum() for sign in (1, -1))
+        worse, better = ((sign * mine.loss_minus_uniform > half(mine, "loss_minus_uniform")).sum() for sign in (1, -1))
         told.append(
-            f"truncated by {by.replace('_', ' ')}, {model} has a loss above that of uniform ranks by more than two standard errors at {worse} of "
-            f"{len(mine)} reductions, below at {better}"
-        )
-    edges = _edges(kinds)
-    for pair in page.records(kinds["paired"]) if "paired" in kinds else []:
-        sure = "" if pair["low"] > 0 or pair["high"] < 0 else ", not told apart"
-        mine, other = (" (edge)" if (pair["task"], label) in edges else "" for label in (pair["label"], "uniform"))
-        told.append(
-            "{task}, ranks by {label}{mine} minus uniform ones{other}: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(
-                **pair, mine=mine, other=other
-            )
-            + sure
+            f"truncated by {_words(by)}, {model} has a loss above that of uniform ranks at {worse} of {len(mine)} reductions, below at {better}, by "
+            "Student's 95 % intervals over held-out sequences"
         )
     return told
+
+
+def _exported(kinds: Frames) -> list[str]:
+    """Every model as it was written: at the first and the last reduction of every choice of ranks."""
+    told = []
+    for model, mine in kinds["export"].groupby("model", sort=False):
+        reductions = [mine.reduction.min(), mine.reduction.max()]
+        ends = pd.DataFrame(mine[mine.reduction.isin(reductions)]).sort_values(by=["reduction"])
+        each = ends.assign(half=half(ends, "exported_minus_whole"), share=ends.bytes / ends.bytes_dense).groupby("by", sort=False)
+        said = "; ".join(
+            f"{_words(str(by))} "
+            + " to ".join(f"{row['exported_minus_whole']:+.4f} ± {row['half']:.4f} ({row['share']:.3f}×)" for row in page.records(group))
+            for by, group in each
+        )
+        at = " to ".join(f"{one:g}" for one in dict.fromkeys(reductions))
+        told.append(
+            f"exported at reduction {at}, loss of {model} minus that of the whole model, ± half of Student's 95 % interval over held-out sequences "
+            f"(bytes over those of the whole): {said}"
+        )
+        shares = mine.groupby("reduction").numbers_share.max()
+        if larger := ", ".join(f"{reduction:g} ({share:.2f}×)" for reduction, share in shares[shares > 1].items()):
+            told[-1] += f"; at {larger} the factors of all matrices hold more numbers than these, and truncating compresses nothing"
+    return told
+
+
+def _compared(kinds: Frames) -> list[str]:
+    """Every choice of ranks against uniform ones in training."""
+    if "paired" not in kinds:
+        return []
+    edges, told = _edges(kinds), []
+    rates = {(row["task"], row["label"]): row["lr"] for row in page.records(kinds["final"])}
+    for pair in page.records(kinds["paired"]):
+        both = [(pair["task"], label) for label in (pair["label"], "uniform")]
+        mine, other = (" (edge)" if one in edges else "" for one in both)
+        lr = [f"{rates[one]:g}" for one in both]
+        apart = f", at learning rates {lr[0]} and {lr[1]}" if lr[0] != lr[1] else ""
+        sure = "" if pair["low"] > 0 or pair["high"] < 0 else ", not told apart"
+        told.append(
+            "{task}, ranks by {label}{mine} minus uniform ones{other}{apart}: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]{sure}".format(
+                **pair, mine=mine, other=other, apart=apart, sure=sure
+            )
+        )
+    return told
+
+
+def _intervals(kinds: Frames) -> int:
+    """Of differences to uniform ranks, truncated and in training."""
+    return int((kinds["export"].by != "uniform").sum()) + (len(kinds["paired"]) if "paired" in kinds else 0)
+
+
+def _words(by: str) -> str:
+    return by.replace("_", " ")
 
 
 TABLES = {
     "effective rank of weights and gradients, median (range) over layers, and their correlation over layers": rank_lines,
     "overlap of the leading gradient subspaces of mini-batches, mean over layers": angle_lines,
-    "truncated and factorised": export_lines,
+    "truncated and factorised, ± standard error over held-out sequences": export_lines,
     "ranks at one budget": contest_lines,
 }
 
@@ -205,16 +256,17 @@ def asked(config: dict[str, Any]) -> str:
         f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
         f"a moment; {config['law']}, c = {c}, K = {config['refresh_every']}, {page.many(config['seed'], 'seed')}. "
     )
-    if config["tasks"]:
-        told += (
-            f"Every choice of ranks tries {len(config['lr'])} learning rates in pre-training, of {config['tune_steps']} steps each, and "
-            f"{len(config['finetune_lr'])} in fine-tuning, of {config['finetune_steps']}, and {config['further']} more where the search leads. "
-        )
+    if not config["tasks"]:
+        return told
+    told += (
+        f"Every choice of ranks tries {len(config['lr'])} learning rates in pre-training, in runs of {config['tune_steps']} steps, and "
+        f"{len(config['finetune_lr'])} in fine-tuning, of {config['finetune_steps']}, and {config['further']} more where the search leads. "
+    )
     if not shorter:
-        return told + "In this run a step of Adam moved a layer by about η√(c·mn), as far at every rank."
+        return told + "In these a step of Adam moved a layer by about η√(c·mn), as far at every rank."
     length = "η√(mr)" if c == "r/n" else "η√(c·mr)"
     return told + (
-        f"In this run a step of Adam moved a layer by about {length}: layers of smaller rank took shorter steps, and ranks are not all that differs."
+        f"In these a step of Adam moved a layer by about {length}: layers of smaller rank took shorter steps, and ranks are not all that differs."
     )
 
 
@@ -224,7 +276,7 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     if not kinds:
         return "not yet run"
     told = json.loads((results / "ranks" / f"{name}.json").read_text(encoding="utf-8"))
-    parts = [f"{asked(told['config'])} Device: {told['environment']['device']}."]
+    parts = [f"{asked(told['config']).strip()} Device: {told['environment']['device']}."]
     parts += ["", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))]
     for title, lines in TABLES.items():
         if rows := lines(kinds):

@@ -317,7 +317,7 @@ def test_of_one_layer_a_kind_there_is_no_correlation_within_kinds() -> None:
 
 
 def test_the_page_tells_the_correlation_of_the_spectra() -> None:
-    kinds = publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    kinds = committed()
     spectrum = kinds["spectrum"][kinds["spectrum"].step == kinds["spectrum"].step.max()]
     of = {
         name: (rows.effective_rank / rows[["m", "n"]].min(axis=1)).set_axis(rows.layer).sort_index()
@@ -620,8 +620,62 @@ def test_a_rank_is_a_step_length_at_r_over_n_and_none_at_one_c() -> None:
     assert moved(3, "r/n") / moved(12, "r/n") == pytest.approx(math.sqrt(3 / 12), rel=1e-10)
 
 
+def committed() -> dict[str, pd.DataFrame]:
+    return publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+
+
+def test_learning_rates_that_differ_are_said_and_intervals_are_not_corrected() -> None:
+    kinds = committed()
+    final = kinds["final"].assign(lr=0.003)
+    final.loc[(final.task == "pretrain") & (final.label == "uniform"), "lr"] = 0.00548
+    told = ranking.findings({**kinds, "final": final})
+    compared = [line for line in told if " minus uniform ones" in line]
+    assert len(compared) == len(kinds["paired"]) == 6
+    assert [", at learning rates 0.003 and 0.00548: loss " in line for line in compared] == ["pretrain" in line for line in compared]
+    assert told[-1].startswith(f"the {6 + 2 * 6 + 2 * 2} intervals of differences are not corrected for their number")
+    alone = ranking.findings({kind: frame for kind, frame in kinds.items() if kind not in ("trial", "final", "paired")})
+    assert alone[-1].startswith("the 16 intervals") and not any("minus uniform ones" in line for line in alone)
+
+
+def test_a_noise_floor_at_chance_is_no_number_in_the_findings() -> None:
+    kinds = committed()
+    angle = kinds["angle"].copy()
+    angle.loc[(angle.layer == "all") & (angle.step == 0), ["relative", "relative_se"]] = math.nan
+    told = ranking.findings({**kinds, "angle": angle})
+    assert sum("noise floor: noise floor at chance at step 0, " in line for line in told) == 2 and "nan" not in " ".join(told)
+    assert not any("at chance" in line for line in ranking.findings(kinds))
+
+
+def test_what_exporting_did_is_said_with_bytes_and_students_intervals() -> None:
+    def row(reduction: float, by: str, share: float, whole: float, uniform: float, error: float, size: int) -> dict[str, Any]:
+        told = {"model": "a", "reduction": reduction, "by": by, "numbers_share": share, "sequences": 3, "bytes": size, "bytes_dense": 1000}
+        return told | {
+            "exported_minus_whole": whole,
+            "exported_minus_whole_se": error,
+            "loss_minus_uniform": uniform,
+            "loss_minus_uniform_se": 1.0,
+        }
+
+    export = [
+        row(0.3, "uniform", 1.11, 0.01, 0.0, 0.001, 950), row(0.3, "weights", 1.1, 0.02, 4.2, 0.001, 940),
+        row(0.5, "uniform", 0.8, 0.5, 0.0, 0.1, 800), row(0.5, "weights", 0.8, 9.0, 4.4, 0.1, 800),
+        row(0.9, "uniform", 0.2, 0.03, 0.0, 0.001, 300), row(0.9, "weights", 0.2, -0.04, -4.4, 0.001, 290),
+    ]  # fmt: skip
+    told = ranking.findings({**committed(), "export": pd.DataFrame(export)})
+    (truncated,), (exported,) = ([line for line in told if line.startswith(word)] for word in ("truncated by", "exported at"))
+    assert 4.2 < stats.t.ppf(0.975, 2) < 4.4  # and two standard errors are 2
+    assert "a loss above that of uniform ranks at 1 of 3 reductions, below at 1, by Student's" in truncated
+    assert exported.startswith("exported at reduction 0.3 to 0.9, loss of a minus that of the whole model, ")
+    assert ": uniform +0.0100 ± 0.0043 (0.950×) to +0.0300 ± 0.0043 (0.300×); weights +0.0200 ± 0.0043 (0.940×) to -0.0400 " in exported
+    assert exported.endswith("; at 0.3 (1.11×) the factors of all matrices hold more numbers than these, and truncating compresses nothing")
+    (one,) = (line for line in ranking.findings({**committed(), "export": pd.DataFrame(export[2:4])}) if line.startswith("exported at"))
+    assert one.startswith("exported at reduction 0.5, ") and one.endswith(
+        "uniform +0.5000 ± 0.4303 (0.800×); weights +9.0000 ± 0.4303 (0.800×)"
+    )
+
+
 def test_a_choice_at_the_edge_is_said() -> None:
-    kinds = publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    kinds = committed()
     chosen = kinds["trial"].chosen
     for at in (True, False):
         told = ranking.findings({**kinds, "trial": kinds["trial"].assign(at_edge=chosen & at)})
