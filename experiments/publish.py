@@ -34,7 +34,7 @@ KEPT = {  # question → kinds of rows worth committing
     "optimizers": ("state", "path", "update", "promise"),
     "advise": ("layer", "candidate", "advice"),
     "plan": ("plan", "threshold", "point"),
-    "ranks": ("spectrum", "tie", "angle", "rank", "budget", "export", "trial", "final", "paired"),
+    "ranks": ("spectrum", "angle", "rank", "budget", "export", "trial", "final", "paired"),
     "memory": ("memory", "communication", "measured", "footprint", "target", "agreement", "not_run"),
 }
 RESULTS = Path(__file__).parent / "results"

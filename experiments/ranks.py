@@ -73,11 +73,14 @@ class Config:
     """What is fine-tuned, as in lowrank finetune: minilm (all-MiniLM-L6-v2), a folder or a hub name of transformers."""
     finetune_task: str = "rotten-tomatoes"
     """On what, as in lowrank finetune."""
+    data_sha256: str = ""
+    """SHA-256 of a local text and of the files of a local task; filled in by the command, so that other data are another run."""
     law: str = "haar_stiefel"
     """Law of V in both, a name from LAWS."""
-    c: Constant = "r/n"
-    """Isotropy constant in both. At r/n the columns of V have length 1 (a biased law takes 1 for it), and ranks alone differ; at 1 a smaller rank
-    also means longer steps under Adam."""
+    c: Constant = 1.0
+    """Isotropy constant in both. A step of Adam moves a layer by ‖ΔW‖ = η‖DVᵀ‖ ≈ η√(c·mn), since the entries of D (m×r) are about ±1 and
+    VᵀV = (cn/r)I: at one c as far at every rank. At r/n, where the columns of V have length 1 (a biased law, whose columns have length √c, takes 1
+    for it), it is η√(mr): layers of smaller rank take shorter steps."""
     rank: int | float = 0.25
     """Uniform r in pre-training, whose bytes are the budget; a fraction in (0, 1) is r/n."""
     finetune_rank: int | float = 8
@@ -90,7 +93,7 @@ class Config:
     """The same in fine-tuning."""
     further: int = 2
     """Learning rates more for each, where the search leads (experiments/comparison/search.py)."""
-    tune_steps: int = 40
+    tune_steps: int = 80
     """Optimizer steps of a tuning run in pre-training."""
     compare_steps: int = 150
     """Optimizer steps of a compared run in pre-training."""
@@ -152,7 +155,8 @@ PRESETS = {
 
 
 def main(config: Config) -> runs.Run:
-    """Rows ``spectrum``, ``tie``, ``angle``, ``rank``, ``budget``, ``export``, ``trial``, ``final``, ``paired``."""
+    """Rows ``spectrum``, ``angle``, ``rank``, ``budget``, ``export``, ``trial``, ``final``, ``paired``."""
+    config = replace(config, data_sha256=training.data_sha256(config))
     run = runs.start("ranks", config.model, config)
     if run.done:
         return run
@@ -168,7 +172,7 @@ def main(config: Config) -> runs.Run:
     grid.train([whole], 1, "training", config.quiet)
     moments = list(_moments(config, whole, mine))
     for now in moments:
-        run.log(*spectra.spectrum_rows(now), spectra.tie(now))
+        run.log(*spectra.spectrum_rows(now))
     _angles(config, moments, run)
     _export(config, training.model_at(whole, config.steps), held_out, run)
     for task in config.tasks:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from experiments import runs
 from experiments.pages.figures import colour, legend, marker, style
 from experiments.pages.finetuning import half
-from experiments.pages.page import figure, many, records, table
+from experiments.pages.page import figure, many, records, table, uncorrected
 from experiments.publish import RESULTS, committed_kinds
 
 COMMITTED = ("minilm",)  # what `lowrank continual` alone does
@@ -131,9 +131,7 @@ def findings(kinds: dict[str, pd.DataFrame]) -> list[str]:
         sure = [f"`{a}` − `{b}` {between(pair)}" for a, b, pair in mine if pair["low"] > 0 or pair["high"] < 0]
         told.append(f"{word}: of {len(mine)} differences {len(sure) or 'none'} ha{'s' if len(sure) < 2 else 've'} an interval without zero")
         told[-1] += f": {', '.join(sure)}" if sure else ""
-    told.append(
-        f"the {len(pairs)} intervals of differences are not corrected for their number: one in twenty misses its difference on average"
-    )
+    told.append(uncorrected(len(pairs)))
     if edges := [f"`{row['method']}`" for row in rows if row["at edge"]]:
         told.append(f"the best learning rate was the smallest or largest tried, so that others may be better: {', '.join(edges)}")
     return told

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from experiments.pages import figures, page
 
@@ -26,13 +27,18 @@ CAPTION = (
     "another mini-batch at another moment, over what two mini-batches of one moment share, chance taken from both: 0 unrelated, 1 not turned; bars "
     "±2 standard errors (jackknife over mini-batches). Right: Student intervals over seeds; one that contains 0 shows no difference. Below: every "
     "matrix truncated, at equal numbers Σ r(m+n), and right the exported models, where matrices whose factors would be larger stay whole (open "
-    "markers: the pretrained model; logarithmic above 0.01); bars ±2 standard errors over held-out sequences."
+    "markers: the pretrained model; logarithmic above 0.01); bars: Student intervals over held-out sequences."
 )
 
 
 def all_layers(kinds: Frames) -> pd.DataFrame:
     """The rows ``angle`` that are means over layers."""
     return pd.DataFrame(kinds["angle"][kinds["angle"].layer == "all"])
+
+
+def half(export: pd.DataFrame, of: str) -> pd.Series:
+    """Of Student's 95 % interval of a difference, over held-out sequences; NaN for one sequence."""
+    return pd.Series(stats.t.ppf(0.975, export.sequences - 1) * export[f"{of}_se"], export.index)
 
 
 def drawn(kinds: Frames) -> Figure:
@@ -84,12 +90,13 @@ def _angles_over_steps(ax: Axes, kinds: Frames) -> None:
 
 
 def _exported(ax: Axes, model: str, export: pd.DataFrame) -> None:
-    """Loss that truncation adds against numbers of the factors over those of the matrices; bars are ±2 standard errors over sequences."""
+    """Loss that truncation adds against numbers of the factors over those of the matrices; bars are Student intervals over sequences."""
     for by, group in export.groupby("by", sort=False):
         colour, marker, dashes = LOOKS[str(by)]
         group = pd.DataFrame(group).sort_values(by="numbers_share")
         look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 5}
-        ax.errorbar(group.numbers_share, group.loss_minus_whole, 2 * group.loss_minus_whole_se, **look, label=str(by).replace("_", " "))
+        bars = half(group, "loss_minus_whole")
+        ax.errorbar(group.numbers_share, group.loss_minus_whole, bars, **look, label=str(by).replace("_", " "))
     ax.axhline(0, color="#000000", linewidth=0.8)
     ax.axvline(1, color="#7F7F7F", linewidth=0.8, linestyle=":")
     ax.set(xlabel="Σ r(m+n) / Σ mn", ylabel="loss minus that of the whole model (nats)", title=f"Truncated matrices: {model}")
@@ -104,7 +111,7 @@ def _bytes(ax: Axes, kinds: Frames) -> None:
             group = group.assign(share=group.bytes / group.bytes_dense).sort_values(by="share")
             look = {"color": colour, "marker": marker, "linestyle": dashes, "capsize": 2, "markersize": 5}
             look |= {"markerfacecolor": "white" if place else colour, "label": f"{model}, {str(by).replace('_', ' ')}"}
-            ax.errorbar(group.share, group.exported_minus_whole, 2 * group.exported_minus_whole_se, **look)
+            ax.errorbar(group.share, group.exported_minus_whole, half(group, "exported_minus_whole"), **look)
     ax.axhline(0, color="#000000", linewidth=0.8)
     ax.margins(y=0.08)
     ax.set_yscale("symlog", linthresh=LINEAR)

@@ -35,6 +35,11 @@ def many(values: Sequence[object], noun: str) -> str:
     return f"{len(values)} {noun}{'' if len(values) == 1 else 's'}"
 
 
+def uncorrected(intervals: int) -> str:
+    """What is said below so many 95 % intervals of differences."""
+    return f"the {intervals} intervals of differences are not corrected for their number: one in twenty misses its difference on average"
+
+
 def document(title: str, summary: str, body: str, sections: Sequence[Link] = ()) -> str:
     """A whole page around ``summary`` and ``body``, which are HTML; more than one section is listed between the two, on a wide page beside them."""
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><title>{html.escape(title)}</title>"

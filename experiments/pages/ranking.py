@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -10,12 +12,14 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from estimators import LAWS
 from experiments.pages import page
-from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn
+from experiments.pages.figures_ranking import CAPTION, Frames, all_layers, drawn, half
 from experiments.publish import RESULTS, committed_kinds
+from experiments.ranking import correlation
 
 COMMITTED = "tiny"
-KINDS = ("spectrum", "tie", "angle", "rank", "budget", "export", "trial", "final", "paired")
+KINDS = ("spectrum", "angle", "rank", "budget", "export", "trial", "final", "paired")
 
 
 def frames(rows: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -45,17 +49,31 @@ def _relative(row: dict[str, Any]) -> str:
     return f"{row['relative']:.3f} ± {row['relative_se']:.3f}" if row["relative"] == row["relative"] else "noise floor at chance"
 
 
-def tie_lines(kinds: Frames) -> list[dict[str, str]]:
+def _relative_ranks(kinds: Frames) -> dict[int, pd.DataFrame]:
+    """Effective rank over min(m, n) of every layer, columns ``weights`` and ``gradient``, by step."""
+    spectrum = kinds["spectrum"]
+    found = spectrum.assign(relative=spectrum.effective_rank / np.minimum(spectrum.m, spectrum.n))
+    return {int(cast(int, step)): mine.pivot(index="layer", columns="of", values="relative") for step, mine in found.groupby("step")}
+
+
+def _together(ranks: pd.DataFrame) -> dict[str, Any]:
+    return correlation.correlation(ranks["weights"], ranks["gradient"], list(ranks.index))
+
+
+def _within(found: dict[str, Any]) -> str:
+    return "no number" if math.isnan(found["within"]) else f"{found['within']:+.2f} (p = {found['p']:.2g} by permutation)"
+
+
+def rank_lines(kinds: Frames) -> list[dict[str, str]]:
     """Effective ranks along the training, and whether those of weights and gradients go together."""
-    spectrum, rows = kinds["spectrum"], []
-    least = np.minimum(spectrum.m, spectrum.n)
-    relative = (spectrum.effective_rank / least).groupby([spectrum.step, spectrum["of"]]).agg(["median", "min", "max"])
-    for row in page.records(kinds["tie"]):
-        told = {}
-        for of in ("weights", "gradient"):
-            found = relative.loc[(row["step"], of)]
-            told[f"effective rank / min(m, n): {of}"] = f"{found['median']:.3f} ({found['min']:.3f}–{found['max']:.3f})"
-        rows.append({"step": str(row["step"]), **told, "Spearman": f"{row['spearman']:+.2f} (p = {row['p']:.2g})"})
+    rows = []
+    for step, ranks in _relative_ranks(kinds).items():
+        told = {
+            f"effective rank / min(m, n): {of}": f"{ranks[of].median():.3f} ({ranks[of].min():.3f}–{ranks[of].max():.3f})"
+            for of in ("weights", "gradient")
+        }
+        found = _together(ranks)
+        rows.append({"step": str(step), **told, "Spearman, all layers": f"{found['pooled']:+.2f}", "within kinds": _within(found)})
     return rows
 
 
@@ -81,7 +99,8 @@ def export_lines(kinds: Frames) -> list[dict[str, str]]:
 
 
 def _perplexity(value: float) -> str:
-    return f"{value:.2f}" if value < 1e5 else f"{value:.1e}"
+    """With decimals where these can be read; where float64 has no such number, that it is above the largest."""
+    return f"{value:.2f}" if value < 1e5 else f"{value:.1e}" if value < math.inf else f">{sys.float_info.max:.1e}"
 
 
 def contest_lines(kinds: Frames) -> list[dict[str, str]]:
@@ -119,47 +138,99 @@ def _edges(kinds: Frames) -> set[tuple[str, str]]:
 
 def findings(kinds: Frames) -> list[str]:
     """What the tables say, a sentence each, computed from the rows."""
-    spectrum, ties = kinds["spectrum"], kinds["tie"].sort_values("step")
-    relative = spectrum.effective_rank / np.minimum(spectrum.m, spectrum.n)
-    middle = relative.groupby([spectrum["of"], spectrum.step]).median()
-    first, last = int(ties.step.iloc[0]), int(ties.step.iloc[-1])
+    ranks = _relative_ranks(kinds)
+    middle = pd.DataFrame({step: found.median() for step, found in ranks.items()}).T
+    first, last = min(ranks), max(ranks)
+    end = _together(ranks[last])
     told = [
-        f"the median effective rank over min(m, n) goes from {middle['weights', first]:.2f} to {middle['weights', last]:.2f} in weights and from "
-        f"{middle['gradient', first]:.2f} to {middle['gradient', last]:.2f} in gradients, where it is least at step "
-        f"{middle['gradient'].idxmin()}; over layers the two correlate by {ties.spearman.iloc[-1]:+.2f} (p = {ties.p.iloc[-1]:.2g}) at the end"
+        f"the median effective rank over min(m, n) goes from {middle.weights[first]:.2f} to {middle.weights[last]:.2f} in weights and from "
+        f"{middle.gradient[first]:.2f} to {middle.gradient[last]:.2f} in gradients, where it is least at step {middle.gradient.idxmin()}",
+        f"at the end effective ranks of weights and gradients correlate by {end['pooled']:+.2f} over all {end['layers']} layers, where the "
+        f"{end['kinds']} kinds of layers are mixed, and within kinds by {_within(end)}",
     ]
-    rows = all_layers(kinds)
+    return [*told, *_shared(kinds, last), *_truncated(kinds), *_exported(kinds), *_compared(kinds), page.uncorrected(_intervals(kinds))]
+
+
+def _shared(kinds: Frames, last: int) -> list[str]:
+    """How much of its leading subspace the gradient shares with that of the end."""
+    rows, told = all_layers(kinds), []
     for r, mine in rows[(rows.step < rows.other) & (rows.other == last)].groupby("directions"):
-        shared = ", ".join(
-            f"{row['relative']:.2f} at step {row['step']}" for row in page.records(pd.DataFrame(mine).sort_values(by=["step"]))
-        )
+        shared = ", ".join(f"{_relative(row)} at step {row['step']}" for row in page.records(pd.DataFrame(mine).sort_values(by=["step"])))
         told.append(
             f"the {r} leading directions of the gradient share with those of the end, above chance and over that of the noise floor: {shared}"
-        )
-    for one, mine in kinds["export"].query("by != 'uniform'").groupby(["model", "by"], sort=False):
-        model, by = cast(tuple[str, str], one)
-        worse, better = ((sign * mine.loss_minus_uniform > 2 * mine.loss_minus_uniform_se).sum() for sign in (1, -1))
-        told.append(
-            f"truncated by {by.replace('_', ' ')}, {model} has a loss above that of uniform ranks by more than two standard errors at {worse} of "
-            f"{len(mine)} reductions, below at {better}"
-        )
-    edges = _edges(kinds)
-    for pair in page.records(kinds["paired"]) if "paired" in kinds else []:
-        sure = "" if pair["low"] > 0 or pair["high"] < 0 else ", not told apart"
-        mine, other = (" (edge)" if (pair["task"], label) in edges else "" for label in (pair["label"], "uniform"))
-        told.append(
-            "{task}, ranks by {label}{mine} minus uniform ones{other}: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(
-                **pair, mine=mine, other=other
-            )
-            + sure
         )
     return told
 
 
+def _truncated(kinds: Frames) -> list[str]:
+    """Every choice of ranks against uniform ones."""
+    told = []
+    for one, mine in kinds["export"].query("by != 'uniform'").groupby(["model", "by"], sort=False):
+        model, by = cast(tuple[str, str], one)
+        worse, better = ((sign * mine.loss_minus_uniform > half(mine, "loss_minus_uniform")).sum() for sign in (1, -1))
+        told.append(
+            f"truncated by {_words(by)}, {model} has a loss above that of uniform ranks at {worse} of {len(mine)} reductions, below at {better}, by "
+            "Student's 95 % intervals over held-out sequences"
+        )
+    return told
+
+
+def _exported(kinds: Frames) -> list[str]:
+    """Every model as it was written: at the first and the last reduction of every choice of ranks."""
+    told = []
+    for model, mine in kinds["export"].groupby("model", sort=False):
+        reductions = [mine.reduction.min(), mine.reduction.max()]
+        ends = pd.DataFrame(mine[mine.reduction.isin(reductions)]).sort_values(by=["reduction"])
+        each = ends.assign(half=half(ends, "exported_minus_whole"), share=ends.bytes / ends.bytes_dense).groupby("by", sort=False)
+        said = "; ".join(
+            f"{_words(str(by))} "
+            + " to ".join(f"{row['exported_minus_whole']:+.4f} ± {row['half']:.4f} ({row['share']:.3f}×)" for row in page.records(group))
+            for by, group in each
+        )
+        at = " to ".join(f"{one:g}" for one in dict.fromkeys(reductions))
+        told.append(
+            f"exported at reduction {at}, loss of {model} minus that of the whole model, ± half of Student's 95 % interval over held-out sequences "
+            f"(bytes over those of the whole): {said}"
+        )
+        shares = mine.groupby("reduction").numbers_share.max()
+        if larger := ", ".join(f"{reduction:g} ({share:.2f}×)" for reduction, share in shares[shares > 1].items()):
+            told[-1] += f"; at {larger} the factors of all matrices hold more numbers than these, and truncating compresses nothing"
+    return told
+
+
+def _compared(kinds: Frames) -> list[str]:
+    """Every choice of ranks against uniform ones in training."""
+    if "paired" not in kinds:
+        return []
+    edges, told = _edges(kinds), []
+    rates = {(row["task"], row["label"]): row["lr"] for row in page.records(kinds["final"])}
+    for pair in page.records(kinds["paired"]):
+        both = [(pair["task"], label) for label in (pair["label"], "uniform")]
+        mine, other = (" (edge)" if one in edges else "" for one in both)
+        lr = [f"{rates[one]:g}" for one in both]
+        apart = f", at learning rates {lr[0]} and {lr[1]}" if lr[0] != lr[1] else ""
+        sure = "" if pair["low"] > 0 or pair["high"] < 0 else ", not told apart"
+        told.append(
+            "{task}, ranks by {label}{mine} minus uniform ones{other}{apart}: {of} {difference:+.3f} [{low:+.3f}, {high:+.3f}]{sure}".format(
+                **pair, mine=mine, other=other, apart=apart, sure=sure
+            )
+        )
+    return told
+
+
+def _intervals(kinds: Frames) -> int:
+    """Of differences to uniform ranks, truncated and in training."""
+    return int((kinds["export"].by != "uniform").sum()) + (len(kinds["paired"]) if "paired" in kinds else 0)
+
+
+def _words(by: str) -> str:
+    return by.replace("_", " ")
+
+
 TABLES = {
-    "effective rank of weights and gradients, median (range) over layers, and their correlation over layers": tie_lines,
+    "effective rank of weights and gradients, median (range) over layers, and their correlation over layers": rank_lines,
     "overlap of the leading gradient subspaces of mini-batches, mean over layers": angle_lines,
-    "truncated and factorised": export_lines,
+    "truncated and factorised, ± standard error over held-out sequences": export_lines,
     "ranks at one budget": contest_lines,
 }
 
@@ -177,18 +248,35 @@ def section(rows: list[dict[str, Any]]) -> str:
     return text + (page.details_block("Tuning", page.table(page.records(kinds["trial"].drop(columns="kind")))) if "trial" in kinds else "")
 
 
+def asked(config: dict[str, Any]) -> str:
+    """What was trained and compared, and how far a step went at each rank, in some sentences."""
+    c = config["c"] if config["c"] == "r/n" else f"{config['c']:g}"
+    shorter = config["c"] == "r/n" or not LAWS[config["law"]].unbiased  # a biased law has V = √c·Q
+    told = (
+        f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
+        f"a moment; {config['law']}, c = {c}, K = {config['refresh_every']}, {page.many(config['seed'], 'seed')}. "
+    )
+    if not config["tasks"]:
+        return told
+    told += (
+        f"Every choice of ranks tries {len(config['lr'])} learning rates in pre-training, in runs of {config['tune_steps']} steps, and "
+        f"{len(config['finetune_lr'])} in fine-tuning, of {config['finetune_steps']}, and {config['further']} more where the search leads. "
+    )
+    if not shorter:
+        return told + "In these a step of Adam moved a layer by about η√(c·mn), as far at every rank."
+    length = "η√(mr)" if c == "r/n" else "η√(c·mr)"
+    return told + (
+        f"In these a step of Adam moved a layer by about {length}: layers of smaller rank took shorter steps, and ranks are not all that differs."
+    )
+
+
 def markdown(name: str, results: Path = RESULTS) -> str:
     """For the results: the tables of a committed run."""
     kinds = committed_kinds(f"ranks/{name}", KINDS, results)
     if not kinds:
         return "not yet run"
     told = json.loads((results / "ranks" / f"{name}.json").read_text(encoding="utf-8"))
-    config = told["config"]
-    parts = [
-        f"LLaMA `{config['model']}`, {config['steps']} steps of {config['sequences']} × {config['length']} tokens; {config['batches']} mini-batches "
-        f"a moment; {config['law']}, c = {config['c']}, K = {config['refresh_every']}, {page.many(config['seed'], 'seed')}; "
-        f"{told['environment']['device']}."
-    ]
+    parts = [f"{asked(told['config']).strip()} Device: {told['environment']['device']}."]
     parts += ["", *(f"- {line[0].upper()}{line[1:]}." for line in findings(kinds))]
     for title, lines in TABLES.items():
         if rows := lines(kinds):

@@ -1,9 +1,12 @@
 """Ranks at one budget against each other in training: one learning rate each, chosen on equal budgets, then pairs of equal seed.
 
 Everything but the ranks is the same: law, c, K, initialisation, data order, and how many learning rates are tried (experiments/comparison/search.py),
-with a seed that is not compared. At c = r/n of each layer the columns of V have length 1 at any rank, so that under Adam a rank is no step length. A
-cell is a run of ``lowrank pretrain`` or of ``lowrank finetune`` in RUNS_DIR/cells. Uniform ranks are the option ``--rank``, others a file of
-``--ranks``.
+with a seed that is not compared. A cell is a run of ``lowrank pretrain`` or of ``lowrank finetune`` in RUNS_DIR/cells. Uniform ranks are the option
+``--rank``, others a file of ``--ranks``.
+
+A step of Adam changes the entries of B (m×r) by η·D, D about ±1, and W by ‖ΔW‖ = η‖DVᵀ‖. With VᵀV = (cn/r)I this is η√(cn/r)·√(mr) = η√(c·mn): at
+one c a rank is no step length. At c = r/n of each layer it is η√(mr), and so it is of a biased law, V = √c·Q, at c = 1: a smaller rank then also
+means shorter steps, and ranks are not all that differs.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from experiments.comparison import grid, outcomes, search
 from experiments.comparison.plan import TUNING_SEED
 from experiments.finetuning import summary, tuner
 from experiments.finetuning.config import Tuning
-from experiments.ranking import spectra
+from experiments.ranking import spectra, training
 from experiments.ranking.allotment import TRAINING, Ranks
 
 if TYPE_CHECKING:
@@ -54,10 +57,11 @@ class Contest:
 
 
 def pretraining(config: Config) -> Contest:
-    """Of the model of the configuration, from random weights; outcome: held-out loss."""
+    """Of the model of the configuration, from random weights; outcome: held-out loss. A run of ``lowrank pretrain`` is known by the name of its text:
+    cells of a local one are in a folder of its SHA-256."""
     base = replace(
         pretrain.PRESETS[config.model],
-        **_common(config),
+        **_common(config) | {"runs_dir": config.runs_dir / "cells" / training.text_sha256(config.data)[:8]},
         rank=config.rank,
         length=config.length,
         accumulate=1,

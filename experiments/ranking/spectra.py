@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from estimators.measure import spread_of_left_out
@@ -82,17 +81,6 @@ def spectrum_rows(now: Moment) -> list[dict[str, Any]]:
             curve = {"index": at.tolist(), "values": (s[at - 1] / s[0]).tolist()}
             rows.append({"kind": "spectrum", "step": now.step, "of": of, "layer": name, "m": m, "n": n, **ranks, **curve})
     return rows
-
-
-def tie(now: Moment) -> dict[str, Any]:
-    """Whether layers whose weights have a low effective rank are those whose gradients have one: Spearman's correlation over the layers, of effective
-    rank over min(m, n)."""
-    least = {name: min(shape) for name, shape in now.shapes.items()}
-    weights, gradients = (
-        [optimal.effective_rank(found[name] ** 2) / least[name] for name in least] for found in (now.weights, now.gradients)
-    )
-    found: Any = stats.spearmanr(weights, gradients)
-    return {"kind": "tie", "step": now.step, "layers": len(least), "spearman": float(found.statistic), "p": float(found.pvalue)}
 
 
 def overlaps(some: Tensor, others: Tensor) -> np.ndarray:

@@ -1,19 +1,34 @@
-"""The training whose spectra are taken, and its model at every moment."""
+"""The training whose spectra are taken, its model at every moment, and which local data a run has read."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from experiments import pretrain
+from experiments import pretrain, runs
 from experiments.comparison.plan import TUNING_SEED
+from experiments.finetuning import tuner
+from experiments.text import corpus
 from experiments.training import checkpoint, models
 
 if TYPE_CHECKING:
     from experiments.ranks import Config
+
+
+def text_sha256(data: str) -> str:
+    """Of what a folder built by ``lowrank data`` says of its files, which are compared with it when they are read; empty for the default corpus."""
+    manifest = Path(data) / "manifest.json"
+    return runs.sha256(manifest) if data != corpus.MOVIE_REVIEWS and manifest.exists() else ""
+
+
+def data_sha256(config: Config) -> str:
+    """Of the local data of all parts of the run; empty where it has none."""
+    sums = [text_sha256(config.data), tuner.local_sha256(config.finetune_task, None) if "finetune" in config.tasks else ""]
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest() if any(sums) else ""
 
 
 def source(config: Config, folder: Path) -> pretrain.Config:

@@ -39,8 +39,8 @@ class Options:
     ranks_sha256: str = ""
     """SHA-256 of that file; filled in by the command, so that other ranks are another run."""
     c: Constant = 1.0
-    """Isotropy constant: E[VVᵀ] = cI. Under Adam it scales the step of the projected layers by √c relative to the other weights; r/n (lowrank,
-    compact): that of each layer, so that a smaller rank does not mean longer columns of V."""
+    """Isotropy constant: E[VVᵀ] = cI. A step of Adam moves a projected layer by ‖ΔW‖ ≈ η√(c·mn), at every rank √c times as far as another weight;
+    r/n (lowrank, compact): that of each layer, where the columns of V have length 1 and a smaller rank means shorter steps, η√(mr)."""
     refresh_every: int = 200
     """K: steps between two draws of V (relora: between two merges; galore and others: between two refreshes of the projector)."""
     lift_every: int = 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from estimators import HaarStiefel, LowRankLinear, convert, keyed
+from estimators.law import Constant
 from experiments import cli, finetune, pretrain, publish, ranks, report, runs
 from experiments.advising import choice
 from experiments.comparison import grid
 from experiments.finetuning import contenders, summary
 from experiments.pages import page, ranking
-from experiments.ranking import allotment, contest, factors, spectra, training
+from experiments.ranking import allotment, contest, correlation, export, factors, spectra, training
+from experiments.text import tokens
 from experiments.training import models
 from experiments.training.methods import METHODS
 from tests.experiments.test_pretrain import few
@@ -264,7 +269,64 @@ def test_a_moment_has_the_spectra_of_weights_and_of_all_gradients() -> None:
     assert float(layer.sums.second[0]) == pytest.approx(np.mean(squares[1:]), rel=1e-5)
     rows = spectra.spectrum_rows(now)
     assert len(rows) == 28 and all(row["values"][0] == 1 and 1 <= row["effective_rank"] <= min(row["m"], row["n"]) for row in rows)
-    assert -1 <= spectra.tie(now)["spearman"] <= 1
+
+
+# whether effective ranks of weights and gradients go together
+
+
+def named(*kinds: str) -> list[str]:
+    return [f"model.layers.{number}.{kind}" for kind in kinds for number in range(3)]
+
+
+def spearman(some: Any, others: Any) -> float:
+    found: Any = stats.spearmanr(some, others)
+    return float(found.statistic)
+
+
+def test_the_correlation_within_kinds_has_the_p_of_all_their_permutations() -> None:
+    """Enumerated: 3!² orders, none of them across the two kinds, which differ in how far their layers lie apart."""
+    weights, gradients = [0.4, 0.8, 0.5, 5.2, 8.0, 7.9], [0.8, 0.2, 0.1, 17.0, 0.5, 11.0]
+    found = correlation.correlation(weights, gradients, named("a.q_proj", "b.up_proj"))
+    left = [np.concatenate([np.array(part) - np.mean(part) for part in (values[:3], values[3:])]) for values in (weights, gradients)]
+    of = lambda order: spearman(left[0], left[1][order])  # noqa: E731
+    every = np.array([of([*one, *(3 + i for i in other)]) for one in permutations(range(3)) for other in permutations(range(3))])
+    assert found["within"] == pytest.approx(of(list(range(6))), abs=1e-12)
+    assert found["pooled"] == pytest.approx(spearman(weights, gradients), abs=1e-12)
+    p, across = (
+        np.mean(np.abs(some) >= abs(found["within"]) - 1e-9) for some in (every, [of(list(order)) for order in permutations(range(6))])
+    )
+    assert (found["layers"], found["kinds"]) == (6, 2) and 0 < across < p - 0.1 < 0.9
+    assert abs(found["p"] - p) < 1e-4 + 5 * np.sqrt(p * (1 - p) / correlation.PERMUTATIONS)
+    assert correlation.correlation(weights, gradients, named("a.q_proj", "b.up_proj")) == found
+
+
+def test_how_kinds_differ_is_no_correlation_within_them() -> None:
+    layers, generator = [f"model.layers.{number}.{kind}" for number in range(4) for kind in "abcdefg"], np.random.default_rng(0)
+    kinds = np.array([ord(correlation.kind(layer)) for layer in layers], dtype=float)
+    weights, gradients = (kinds + 0.1 * generator.normal(size=28) for _ in range(2))
+    found = correlation.correlation(weights, gradients, layers)
+    assert found["pooled"] > 0.9 and abs(found["within"]) < 0.4 and found["p"] > 0.05
+    assert (found["layers"], found["kinds"]) == (28, 7)
+    opposed = correlation.correlation(weights, 2 * kinds - weights, layers)
+    assert opposed["pooled"] > 0.9 and opposed["within"] == pytest.approx(-1) and opposed["p"] == 1 / (1 + correlation.PERMUTATIONS)
+
+
+def test_of_one_layer_a_kind_there_is_no_correlation_within_kinds() -> None:
+    found = correlation.correlation([0.1, 0.2, 0.3], [0.3, 0.1, 0.2], ["a.q", "a.k", "a.v"])
+    assert math.isnan(found["within"]) and math.isnan(found["p"]) and found["pooled"] == pytest.approx(-0.5)
+
+
+def test_the_page_tells_the_correlation_of_the_spectra() -> None:
+    kinds = committed()
+    spectrum = kinds["spectrum"][kinds["spectrum"].step == kinds["spectrum"].step.max()]
+    of = {
+        name: (rows.effective_rank / rows[["m", "n"]].min(axis=1)).set_axis(rows.layer).sort_index()
+        for name, rows in spectrum.groupby("of")
+    }
+    found = correlation.correlation(list(of["weights"]), list(of["gradient"]), list(of["weights"].index))
+    within = f"{found['within']:+.2f} (p = {found['p']:.2g} by permutation)"
+    assert ranking.rank_lines(kinds)[-1]["within kinds"] == within and within in ranking.findings(kinds)[1]
+    assert f"{found['pooled']:+.2f} over all 28 layers" in ranking.findings(kinds)[1]
 
 
 # budgets
@@ -298,6 +360,61 @@ def test_export_budgets_are_numbers_and_least_error_has_the_least() -> None:
         lost = {by: sum(float((now.weights[name][r:] ** 2).sum()) for name, r in some.items()) for by, some in found.items()}
         assert all(numbers["uniform"] - 80 < value <= numbers["uniform"] for value in numbers.values())
         assert lost["least_error"] <= lost["uniform"] * (1 + 1e-12) and set(found) == set(allotment.EXPORT)
+
+
+# export
+
+
+def test_a_perplexity_is_exp_of_the_mean_loss_however_large() -> None:
+    of = lambda *losses: export.perplexity(torch.tensor(losses, dtype=torch.float64))  # noqa: E731
+    assert of(1.0, 3.0) == pytest.approx(math.exp(2.0), rel=1e-12)
+    assert of(60.0, 80.0) == pytest.approx(math.exp(70.0), rel=1e-12)
+    assert of(1000.0) == math.inf and math.isnan(of(math.nan))
+    row = {
+        "model": "a",
+        "reduction": 0.5,
+        "by": "uniform",
+        "numbers_share": 0.5,
+        "lost_energy": 0.1,
+        "components": 1,
+        "layers": 2,
+        "bytes": 1,
+    }
+    row |= dict.fromkeys(("loss_minus_whole", "loss_minus_whole_se", "loss_minus_uniform", "loss_minus_uniform_se"), 0.0) | {
+        "bytes_dense": 2
+    }
+    row |= {"perplexity": of(2.0), "perplexity_zero": of(1000.0), "perplexity_truncated": of(70.0), "perplexity_exported": of(12.0)}
+    (told,) = ranking.export_lines({"export": pd.DataFrame([row])})
+    assert told["perplexity whole (matrices zero)"] == "7.39 (>1.8e+308)"
+    assert (told["truncated"], told["exported"]) == ("2.5e+30", "1.6e+05")
+
+
+def test_differences_of_an_export_are_of_its_folder_and_paired_by_sequence(tmp_path: Path) -> None:
+    model, names = llama(), linear(llama())
+    held_out = [IDS, torch.randint(0, 60, (2, 10), generator=torch.Generator().manual_seed(1))]
+    rows = export.rows("a", model, held_out, (0.3, 0.8), tmp_path, True)
+    shapes = {name: (len(W), W.shape[1]) for name in names for W in (model.get_parameter(f"{name}.weight"),)}
+    singular = {name: spectra.singular_values(model.get_parameter(f"{name}.weight")) for name in names}
+    whole = export.losses(factors.load(tmp_path / "dense"), held_out).numpy()
+    assert len(rows) == 2 * len(allotment.EXPORT) and whole.shape == (5,)
+    kept = {row["reduction"]: row["components"] for row in rows if row["by"] == "uniform"}
+    assert kept[0.3] < len(names) == kept[0.8]  # what is exported is what is truncated at the second only
+    truncated: dict[tuple[float, str], np.ndarray] = {}
+    for row in rows:
+        one = llama()
+        factors.truncate(one, allotment.for_export(singular, shapes, row["reduction"])[row["by"]])
+        mine = truncated[row["reduction"], row["by"]] = export.losses(one, held_out).numpy()
+        loaded = export.losses(factors.load(tmp_path / f"{row['by']}-{row['reduction']:g}"), held_out).numpy()
+        assert row["perplexity_exported"] == pytest.approx(np.exp(loaded.mean()), rel=1e-12)
+        for name, each in (
+            ("exported_minus_whole", loaded - whole),
+            ("loss_minus_whole", mine - whole),
+            ("loss_minus_uniform", mine - truncated[row["reduction"], "uniform"]),
+        ):
+            assert row[name] == pytest.approx(each.mean(), rel=1e-10, abs=1e-15)
+            assert row[f"{name}_se"] == pytest.approx(np.sqrt(each.var(ddof=1) / 5), rel=1e-10, abs=1e-15)
+        if row["components"] < len(names):
+            assert abs(loaded - mine).max() > 1e-3
 
 
 # ranks from a file
@@ -420,7 +537,7 @@ def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> 
         (by, seed) for by in allotment.TRAINING for seed in (0, 1)
     )
     cells = [cell.read("config.json") for cell in map(runs.load, (config.runs_dir / "cells").iterdir())]
-    assert {(c["c"], c["rank"], c["tests"]) for c in cells} == {("r/n", 4, 1), ("r/n", 4, 8)}
+    assert {(c["c"], c["rank"], c["tests"]) for c in cells} == {(1.0, 4, 1), (1.0, 4, 8)}
     table = kinds["rank"].set_index("layer")
     assert set(table.uniform) == {4} and all(run.read(f"finetune-{by}.json") == table[by].to_dict() for by in ("weights", "gradients"))
     cell = contest.finetuning(config)
@@ -430,15 +547,135 @@ def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> 
     assert any("finetune, ranks by" in line and "accuracy" in line for line in ranking.findings(kinds))
 
 
+def test_other_data_in_the_same_place_are_another_run(
+    smoke: ranks.Config, text: Path, jsonl: str, bert: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the text and of the task; what is not local, or not asked, changes nothing."""
+
+    class Begun(Exception):
+        """The run directory is there."""
+
+    def begun(*asked: Any) -> None:
+        config: ranks.Config = asked[-1]
+        found.append((runs.identity(config), contest.pretraining(config).base.runs_dir, contest.finetuning(config).base.data_sha256))
+        raise Begun
+
+    def ask(config: ranks.Config) -> tuple[Any, ...]:
+        with pytest.raises(Begun):
+            ranks.main(config)
+        return found[-1]
+
+    found: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(runs, "start", begun)
+    data, task = Path(shutil.copytree(text, tmp_path / "text")), Path(shutil.copytree(folder, tmp_path / "task"))
+    config = replace(smoke, data=str(data), finetune_model=str(bert), finetune_task=str(task))
+    before, alone = ask(config), ask(replace(config, tasks=("pretrain",)))
+    assert before == ask(config) and before[0]["data_sha256"] != alone[0]["data_sha256"]
+    with (task / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": "w0 w2", "label": "great"}) + "\n")
+    other = ask(config)
+    assert other[0]["data_sha256"] != before[0]["data_sha256"] and other[1] == before[1] and other[2] != before[2]
+    assert ask(replace(config, tasks=("pretrain",))) == (*alone[:2], other[2])
+    shutil.rmtree(data)
+    tokens.build(data, (jsonl,), 300)
+    last = ask(config)
+    assert last[0]["data_sha256"] not in (before[0]["data_sha256"], other[0]["data_sha256"]) and last[1] != other[1] and last[2] == other[2]
+    assert "data_sha256" not in ask(replace(config, data="movie-reviews", finetune_task="rotten-tomatoes"))[0]
+
+
 def test_a_biased_law_has_columns_of_length_1_too(smoke: ranks.Config) -> None:
-    assert [contest.pretraining(replace(smoke, law=law)).base.c for law in ("gaussian", "top_svd")] == ["r/n", 1.0]
+    assert [contest.pretraining(replace(smoke, c="r/n", law=law)).base.c for law in ("gaussian", "top_svd")] == ["r/n", 1.0]
     assert contest.pretraining(replace(smoke, c=0.5, law="top_svd")).base.c == 0.5
     with pytest.raises(ValueError, match="c=r/n is for lowrank and compact"):
-        replace(contest.finetuning(smoke).base, method="mezo")
+        replace(contest.finetuning(replace(smoke, c="r/n")).base, method="mezo")
+
+
+def test_what_c_makes_of_a_rank_is_said_of_the_run() -> None:
+    config = json.loads((publish.RESULTS / "ranks" / f"{ranking.COMMITTED}.json").read_text(encoding="utf-8"))["config"]
+    for c, law, shorter in ((1.0, "gaussian", False), (0.5, "haar_stiefel", False), ("r/n", "haar_stiefel", True), (1.0, "top_svd", True)):
+        told = ranking.asked({**config, "c": c, "law": law})
+        assert f"{law}, c = {c if c == 'r/n' else f'{c:g}'}, " in told
+        assert ("layers of smaller rank took shorter steps" in told, "as far at every rank" in told) == (shorter, not shorter)
+
+
+def moved(rank: int, c: Constant) -> float:
+    """‖ΔW‖ of a layer of m = 40 and n = 24 after one step of Adam at η = 0.01."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40, bias=False, dtype=torch.float64))
+    W = torch.randn(40, 24, generator=generator, dtype=torch.float64)
+    model.load_state_dict({"0.weight": W})
+    handle = convert(model, rank=rank, c=c)
+    optimizer = torch.optim.Adam(handle.parameters(), lr=0.01, eps=0.0)
+    model(torch.randn(50, 24, generator=generator, dtype=torch.float64)).exp().mean().backward()
+    optimizer.step()
+    handle.step(optimizer)
+    return float((handle.finalize().get_parameter("0.weight").detach() - W).norm())
+
+
+def test_a_rank_is_a_step_length_at_r_over_n_and_none_at_one_c() -> None:
+    """‖ΔW‖ = η√(c·mn); at c = r/n η√(mr)."""
+    for c in (1.0, 0.25):
+        assert [moved(rank, c) for rank in (3, 12)] == pytest.approx([0.01 * math.sqrt(c * 40 * 24)] * 2, rel=1e-10)
+    assert [moved(rank, "r/n") for rank in (3, 12)] == pytest.approx([0.01 * math.sqrt(40 * rank) for rank in (3, 12)], rel=1e-10)
+    assert moved(3, "r/n") / moved(12, "r/n") == pytest.approx(math.sqrt(3 / 12), rel=1e-10)
+
+
+def committed() -> dict[str, pd.DataFrame]:
+    return publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+
+
+def test_learning_rates_that_differ_are_said_and_intervals_are_not_corrected() -> None:
+    kinds = committed()
+    final = kinds["final"].assign(lr=0.003)
+    final.loc[(final.task == "pretrain") & (final.label == "uniform"), "lr"] = 0.00548
+    told = ranking.findings({**kinds, "final": final})
+    compared = [line for line in told if " minus uniform ones" in line]
+    assert len(compared) == len(kinds["paired"]) == 6
+    assert [", at learning rates 0.003 and 0.00548: loss " in line for line in compared] == ["pretrain" in line for line in compared]
+    assert told[-1].startswith(f"the {6 + 2 * 6 + 2 * 2} intervals of differences are not corrected for their number")
+    alone = ranking.findings({kind: frame for kind, frame in kinds.items() if kind not in ("trial", "final", "paired")})
+    assert alone[-1].startswith("the 16 intervals") and not any("minus uniform ones" in line for line in alone)
+
+
+def test_a_noise_floor_at_chance_is_no_number_in_the_findings() -> None:
+    kinds = committed()
+    angle = kinds["angle"].copy()
+    angle.loc[(angle.layer == "all") & (angle.step == 0), ["relative", "relative_se"]] = math.nan
+    told = ranking.findings({**kinds, "angle": angle})
+    assert sum("noise floor: noise floor at chance at step 0, " in line for line in told) == 2 and "nan" not in " ".join(told)
+    assert not any("at chance" in line for line in ranking.findings(kinds))
+
+
+def test_what_exporting_did_is_said_with_bytes_and_students_intervals() -> None:
+    def row(reduction: float, by: str, share: float, whole: float, uniform: float, error: float, size: int) -> dict[str, Any]:
+        told = {"model": "a", "reduction": reduction, "by": by, "numbers_share": share, "sequences": 3, "bytes": size, "bytes_dense": 1000}
+        return told | {
+            "exported_minus_whole": whole,
+            "exported_minus_whole_se": error,
+            "loss_minus_uniform": uniform,
+            "loss_minus_uniform_se": 1.0,
+        }
+
+    export = [
+        row(0.3, "uniform", 1.11, 0.01, 0.0, 0.001, 950), row(0.3, "weights", 1.1, 0.02, 4.2, 0.001, 940),
+        row(0.5, "uniform", 0.8, 0.5, 0.0, 0.1, 800), row(0.5, "weights", 0.8, 9.0, 4.4, 0.1, 800),
+        row(0.9, "uniform", 0.2, 0.03, 0.0, 0.001, 300), row(0.9, "weights", 0.2, -0.04, -4.4, 0.001, 290),
+    ]  # fmt: skip
+    told = ranking.findings({**committed(), "export": pd.DataFrame(export)})
+    (truncated,), (exported,) = ([line for line in told if line.startswith(word)] for word in ("truncated by", "exported at"))
+    assert 4.2 < stats.t.ppf(0.975, 2) < 4.4  # and two standard errors are 2
+    assert "a loss above that of uniform ranks at 1 of 3 reductions, below at 1, by Student's" in truncated
+    assert exported.startswith("exported at reduction 0.3 to 0.9, loss of a minus that of the whole model, ")
+    assert ": uniform +0.0100 ± 0.0043 (0.950×) to +0.0300 ± 0.0043 (0.300×); weights +0.0200 ± 0.0043 (0.940×) to -0.0400 " in exported
+    assert exported.endswith("; at 0.3 (1.11×) the factors of all matrices hold more numbers than these, and truncating compresses nothing")
+    (one,) = (line for line in ranking.findings({**committed(), "export": pd.DataFrame(export[2:4])}) if line.startswith("exported at"))
+    assert one.startswith("exported at reduction 0.5, ") and one.endswith(
+        "uniform +0.5000 ± 0.4303 (0.800×); weights +9.0000 ± 0.4303 (0.800×)"
+    )
 
 
 def test_a_choice_at_the_edge_is_said() -> None:
-    kinds = publish.committed_kinds(f"ranks/{ranking.COMMITTED}", ranking.KINDS)
+    kinds = committed()
     chosen = kinds["trial"].chosen
     for at in (True, False):
         told = ranking.findings({**kinds, "trial": kinds["trial"].assign(at_edge=chosen & at)})
@@ -470,7 +707,8 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     assert kinds["trial"].groupby("label").lr.nunique().to_dict() == dict.fromkeys(allotment.TRAINING, 3)
     assert (kinds["final"].seconds > 0).all()
     assert set(kinds["final"].label) == set(allotment.TRAINING) and set(kinds["paired"].label) == {"weights", "gradients"}
-    cells = [cell.read("config.json") for cell in map(runs.load, (run.path.parent / "cells").iterdir())]
+    (place,) = (run.path.parent / "cells").iterdir()  # of this text
+    cells = [cell.read("config.json") for cell in map(runs.load, place.iterdir())]
     assert {(c["steps"], c["seed"]) for c in cells} == {(2, 1000), (3, 0), (3, 1)}
     for by in ("weights", "gradients"):
         asked = run.read(f"pretrain-{by}.json")
@@ -482,7 +720,7 @@ def test_the_question_in_small(run: runs.Run, tmp_path: Path, capsys: pytest.Cap
     written = publish.main(publish.Config(run=(run.path,), out=tmp_path / "results"))
     assert {path.stem for path in written} == {"tiny", *(f"tiny-{kind}" for kind in ranking.KINDS)}
     told = ranking.markdown("tiny", tmp_path / "results")
-    assert told.count("| uniform |") == 1 + 3 and "noise floor" in told
+    assert told.count("| uniform |") == 1 + 3 and "noise floor" in told and "c = 1, K = 20" in told and "as far at every rank" in told
     page = report.main(report.Config(run=(run.path,), out=tmp_path / "report.html")).read_text(encoding="utf-8")
     assert "A rank for every layer: tiny" in page and "<svg" in page
     assert cli.main(["report", str(run.path), "--out", str(tmp_path / "again.html")]) == 0
