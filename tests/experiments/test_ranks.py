@@ -24,7 +24,7 @@ from estimators.law import Constant
 from experiments import cli, finetune, pretrain, publish, ranks, report, runs
 from experiments.advising import choice
 from experiments.comparison import grid
-from experiments.finetuning import contenders, summary
+from experiments.finetuning import contenders, summary, tuner
 from experiments.pages import page, ranking
 from experiments.ranking import allotment, contest, correlation, export, factors, spectra, training
 from experiments.text import tokens
@@ -545,6 +545,22 @@ def test_ranks_in_fine_tuning(smoke: ranks.Config, bert: Path, folder: Path) -> 
     by_hand = replace(cell.compared(cell.trial(tested[1]["lr"]), 1), ranks=run.path / "finetune-weights.json")
     assert (tested[1]["loss"], tested[1]["accuracy"]) == tuple(summary.tested("", by_hand)[name] for name in ("loss", "accuracy"))
     assert any("finetune, ranks by" in line and "accuracy" in line for line in ranking.findings(kinds))
+
+
+def test_the_moment_of_fine_tuning_is_without_dropout(smoke: ranks.Config, bert: Path, folder: Path) -> None:
+    """Of a model that has it: whatever the random state, the gradients are the same."""
+    one = contest.finetuning(replace(smoke, finetune_model=str(bert), finetune_task=str(folder)))
+    model: Any = tuner.asked(one.base)[0].model
+    assert model.config.hidden_dropout_prob > 0
+
+    def found(seed: int) -> spectra.Moment:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return contest.finetuned_moment(one, 4, ranks.TUNING_SEED)
+
+    first, second = found(0), found(1)
+    assert first.gradients and all(s.max() > 0 for s in first.gradients.values())
+    assert all(np.array_equal(s, second.gradients[name]) for name, s in first.gradients.items())
 
 
 def test_other_data_in_the_same_place_are_another_run(
