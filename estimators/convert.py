@@ -81,7 +81,8 @@ class Conversion:
         from estimators import LAWS  # the registry imports every law; it cannot be imported before them
 
         shown = "…" if isinstance(rank, Mapping) else rank
-        call = f"convert(law={law!r}, rank={shown}, c={c if isinstance(c, str) else f'{c:g}'}, lift_every={lift_every}, refresh_every={refresh_every})"
+        told = c if isinstance(c, str) else f"{c:g}"
+        call = f"convert(law={law!r}, rank={shown}, c={told}, lift_every={lift_every}, refresh_every={refresh_every})"
         if isinstance(law, str) and law not in LAWS:
             raise ValueError(f"{call}: unknown law, known are {', '.join(LAWS)}")
         if lift_every < 1 or refresh_every < 1 or basis_every < 1:
