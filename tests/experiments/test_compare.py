@@ -308,15 +308,13 @@ if __name__ == "__main__":
     assert written == [path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be bound to cores here")
-def test_threads_are_for_the_cores_that_a_process_may_use() -> None:
-    mine = os.sched_getaffinity(0)
-    assert grid.cores() == len(mine)
-    try:
-        os.sched_setaffinity(0, {min(mine)})
-        assert grid.cores() == 1
-    finally:
-        os.sched_setaffinity(0, mine)
+def test_threads_are_for_the_cores_that_a_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system tells; otherwise for all that there are."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5}, raising=False)
+    assert grid.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert grid.cores() == 7
 
 
 def test_an_interrupted_cell_interrupts_the_grid(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
