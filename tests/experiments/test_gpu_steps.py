@@ -83,7 +83,7 @@ def test_every_compiled_cell_compiles(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(steps, "at_largest_batch", lambda *_: {})
     monkeypatch.setattr(steps.cost, "matmul_rate", lambda *_: 1e9)
     methods = {
-        f"{method} {i}": method for i in range(4) for method in ("adamw", "galore", "lora")
+        f"{method} {i}": method for i in range(3) for method in ("adamw", "galore", "lora")
     }  # a law is checked by jaxtyping here, which Dynamo cannot follow
     monkeypatch.setattr(steps, "CONTENDERS", {name: {"method": method} for name, method in ({"adamw": "adamw"} | methods).items()})
     names = tuple(steps.CONTENDERS)
