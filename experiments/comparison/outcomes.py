@@ -145,12 +145,17 @@ def paired(finals: Iterable[dict[str, Any]], references: Mapping[str, Sequence[s
     ]
 
 
+def student(n: Any) -> Any:
+    """Half of Student's 95 % interval of a mean of ``n`` values, over its standard error; NaN for one value. Numbers or arrays."""
+    return stats.t.ppf(0.975, n - 1)
+
+
 def difference(losses: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any]:
     """Mean over the seeds of loss minus reference, standard error and the bounds of Student's 95 % interval."""
     differences = np.array([losses[seed] - reference[seed] for seed in losses])
     n, mean = len(differences), float(differences.mean())
     error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else float("nan")
+    half = float(student(n)) * error
     return {"seeds": n, "difference": mean, "standard_error": error, "low": mean - half, "high": mean + half}
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
+from experiments.comparison.outcomes import student
 from experiments.pages import figures, page
 
 FIGURE = "ranks.svg"
@@ -38,7 +38,7 @@ def all_layers(kinds: Frames) -> pd.DataFrame:
 
 def half(export: pd.DataFrame, of: str) -> pd.Series:
     """Of Student's 95 % interval of a difference, over held-out sequences; NaN for one sequence."""
-    return pd.Series(stats.t.ppf(0.975, export.sequences - 1) * export[f"{of}_se"], export.index)
+    return pd.Series(student(export.sequences) * export[f"{of}_se"], export.index)
 
 
 def drawn(kinds: Frames) -> Figure:

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy import stats
 
 from experiments import runs
+from experiments.comparison.outcomes import student
 from experiments.pages.figures import style
 from experiments.pages.nature import nature
 from experiments.pages.page import figure, many, records, table
@@ -57,8 +57,7 @@ def merged(kinds: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def half(values: pd.Series) -> float:
     """Of Student's 95 % interval of the mean; NaN for one value."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else math.nan
+    return float(student(len(values)) * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def _near(mean: float, half: float, digits: int) -> str:
