@@ -15,6 +15,7 @@ from experiments.pages.figures import colour, marker, style
 from theory.scaling import ScalingLaw
 
 REFERENCE = "adamw"
+MOST = 100.0  # tokens saved or lost beyond which a value is an arrow
 APART = 0.11  # places of a size from one method to the next, so that bars do not hide one another
 SIDE = 1.05  # the same of losses: a factor of the tokens they are drawn at
 CAPTION = (
@@ -97,10 +98,10 @@ def _saved(ax: Axes, rows: pd.DataFrame) -> None:
     places = last.drop_duplicates("model").sort_values(["extrapolated", "weights"])
     at = {str(model): i for i, model in enumerate(places.model)}
     names = [str(label) for label in dict.fromkeys(rows.label) if label != REFERENCE]
-    inside = last[(last.label != REFERENCE) & ~last.extrapolated.astype(bool)]
-    values = np.concatenate([inside[name].to_numpy(dtype=float) for name in ("saved", "interpolated")])
-    values = values[np.isfinite(values)]
-    low, high = min(0.1, values.min() / 2), max(10.0, values.max() * 2)
+    others = last[last.label != REFERENCE]
+    values = np.concatenate([others[name].to_numpy(dtype=float) for name in ("saved", "interpolated")])
+    values = values[(values >= 1 / MOST) & (values <= MOST)]  # an extrapolation can be beyond all measure; not so what was seen
+    low, high = min([0.1, *values / 2]), max([10.0, *values * 2])
     ax.set(yscale="log", ylim=(low, high), ylabel="tokens of full AdamW / own tokens")
     for k, name in enumerate(names):
         for row in last[last.label == name].to_dict("records"):
@@ -127,7 +128,8 @@ def _saved(ax: Axes, rows: pd.DataFrame) -> None:
         ax.axvspan(min(beyond) - 0.5, max(beyond) + 0.5, color="#DDDDDD", zorder=0)
         ax.text(sum(beyond) / len(beyond), high / 1.12, "extrapolated", ha="center", va="top", style="italic")
     ax.set_xticks(range(len(at)), [f"{model}\nD = {amount(D)}" for model, D in zip(places.model, places.tokens, strict=True)])
-    ax.set_yticks(ticks := [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= t <= high], [f"{t:g}" for t in ticks])
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set(title="tokens saved (above 1) or lost", xlim=(-0.5, len(at) - 0.5))
 
