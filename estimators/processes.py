@@ -6,6 +6,7 @@ the batch, so the full gradients that fitted laws learn from are averaged before
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING or distributed.is_available():
     from torch.distributed.tensor import DTensor
 else:  # torch can be built without
     DTensor = ()
+
+FREED = 0.5  # seconds after which gloo's threads, who need microseconds, have let go of what they hold of Python
 
 
 def rank() -> int:
@@ -31,6 +34,19 @@ def barrier() -> None:
     """All processes come here before any goes on."""
     if size() > 1:
         distributed.barrier()
+
+
+def leave() -> None:
+    """Destroy the default group, as the last that a process does with it; for gloo, wait until its threads hold nothing of Python.
+
+    They free what a backward pass or a DTensor sent after the caller has its result. One that the interpreter's end overtakes there aborts
+    the process, done as it is (https://github.com/pytorch/pytorch/issues/190489, open in torch 2.13), and ``torchrun`` calls the run failed.
+    The group itself would wait for them, but DTensor's caches keep it.
+    """
+    gloo = "gloo" in distributed.get_backend()
+    distributed.destroy_process_group()
+    if gloo:
+        time.sleep(FREED)
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def joined(device: torch.device) -> Iterator[None]:
     cuda = device.type == "cuda"
     distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, timeout=PATIENCE)
     yield
-    distributed.destroy_process_group()  # not after an error: another process may wait in a collective for ever
+    processes.leave()  # not after an error: another process may wait in a collective for ever
 
 
 @contextmanager

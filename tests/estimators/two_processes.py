@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from estimators import CompressedLinear, ErrorBasis, Keeper, LawOnFeatures, LawOnTokens, VeLoRA, compress
+from estimators import CompressedLinear, ErrorBasis, Keeper, LawOnFeatures, LawOnTokens, VeLoRA, compress, processes
 
 RULES: dict[str, Callable[[nn.Linear], Keeper]] = {
     "features": lambda _: LawOnFeatures("rademacher", 2),
@@ -59,9 +58,7 @@ def main(folder: Path) -> None:
             found[rule, how] = gradients(model, X[4 * rank : 4 * rank + 4], wrapped)
     if rank == 0:
         torch.save(found, folder / "gradients.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
-    os._exit(0)  # without the destructors of gloo's threads, which now and then end a process that is done by an abort
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from estimators import processes
 from experiments.training.traffic import Traffic
 from experiments.validation.travelling import Given
 from optimizers import LawState, law_hook
@@ -91,7 +92,7 @@ def main(folder: Path) -> None:
     distributed.init_process_group("gloo")
     scenarios = torch.load(folder / "scenarios.pt", weights_only=False)
     torch.save({name: vars(play(scenario)) for name, scenario in scenarios.items()}, folder / f"{distributed.get_rank()}.pt")
-    distributed.destroy_process_group()
+    processes.leave()
 
 
 if __name__ == "__main__":
