@@ -118,9 +118,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def unchecked() -> Iterator[None]:
     """As a user has it: annotations are not enforced, so that our own error messages answer wrong input, or thousands of draws of a few numbers are
     not slower by half."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     yield
-    config.update("jaxtyping_disable", False)
+    config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

@@ -170,11 +170,17 @@ def test_what_is_cited_has_a_title_and_every_title_is_cited() -> None:
 RECORDS = reproduce.records()
 
 
+@pytest.fixture(scope="module")
+def listed() -> str:
+    """The page that lists them."""
+    return reproduce.markdown()
+
+
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_committed_result_is_asked_for_by_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_committed_result_is_asked_for_by_its_command(name: str, listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Typed today, it means the very configuration of the result."""
     committed, command = RECORDS[name]["config"], reproduce.command(RECORDS[name])
-    assert f"`{command}`" in reproduce.markdown()
+    assert f"`{command}`" in listed
     program, *words = shlex.split(command)
     monkeypatch.setenv("WORLD_SIZE", words[1] if program == "torchrun" else "1")
     words = [words[3].removeprefix("experiments."), *words[4:]] if program == "torchrun" else words
