@@ -22,13 +22,15 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/lowrank demo
 
-# The libraries are covered, and shapes checked, by their own tests; experiments are tested without the counting and the checks, which slow them.
+# The libraries are covered by their own tests; experiments are tested without the counting, which slows them, and without the checks of annotated
+# shapes, which do too: `make test UNCHECKED=0` has them, as .ci/run does.
+UNCHECKED = 1
 LIBRARIES := theory estimators optimizers tests/theory tests/estimators tests/optimizers $(wildcard tests/test_*.py)
 TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test: $(READY)
 	$(TEST) $(LIBRARIES) --cov --cov-report=term:skip-covered
-	LOWRANK_SMOKE=1 JAXTYPING_DISABLE=1 $(TEST) experiments notebooks README.md CONTRIBUTING.md docs tests/experiments tests/peers
+	LOWRANK_SMOKE=1 JAXTYPING_DISABLE=$(UNCHECKED) $(TEST) experiments notebooks README.md CONTRIBUTING.md docs tests/experiments tests/peers
 
 # Written as notebooks/*.py, executed at full size into the *.ipynb beside them; each takes under 3 minutes.
 notebooks: $(READY)

@@ -17,7 +17,7 @@ if TYPE_CHECKING or distributed.is_available():
 else:  # torch can be built without
     DTensor = ()
 
-FREED = 0.5  # seconds after which gloo's threads, who need microseconds, have let go of what they hold of Python
+FREED = 0.5  # seconds in which gloo's threads let go of what they hold of Python
 
 
 def rank() -> int:
